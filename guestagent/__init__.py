@@ -1,0 +1,1 @@
+"""The guest side: notices ports, relays streams, runs commands; frozen with PyInstaller."""

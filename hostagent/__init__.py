@@ -1,0 +1,1 @@
+"""The host side: the `hostagent` command and one agent process per running instance."""

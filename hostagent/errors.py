@@ -1,0 +1,20 @@
+"""Errors that a user can act on.
+
+There are three families in this project. `protocol.errors.ProtocolError` says who broke the wire rules, `UserError`
+is shown without a traceback and always names a next step, and everything else is a bug that is shown with its
+traceback. Errors of the operating system and of libraries are translated once, where the call is made.
+"""
+
+from __future__ import annotations
+
+
+class UserError(Exception):
+    """Something the user can mend. `message` says what happened, `hint` what to do next; exit code 1."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message} ({self.hint})"

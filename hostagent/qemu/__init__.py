@@ -1,0 +1,1 @@
+"""QEMU: its command line, its monitor protocol, its process, its disks."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from importlib import metadata
 from pathlib import Path
 
 
@@ -16,6 +15,8 @@ def version() -> str:
     """The version that the host compares: package version plus content hash when frozen."""
     if getattr(sys, "frozen", False):
         return Path(sys.executable).with_name("VERSION").read_text(encoding="utf-8").strip()
+    from importlib import metadata  # costs 20 ms and is never needed in a frozen agent
+
     return f"{metadata.version('hostagent')}+source"
 
 

@@ -1,0 +1,118 @@
+"""Freezes the guest agent with PyInstaller: a folder with the executable, `_internal/` and VERSION.
+
+Works from a checkout and from an installed wheel, on the standard library alone: it makes a venv that holds the locked
+packages of requirements-guestagent.txt and nothing else, because PyInstaller follows whatever it finds installed (from
+a venv with pytest in it the agent becomes more than twice as large). The venv is kept in the cache folder and used
+again for as long as lock file and Python are the same.
+
+Promises: the output folder appears whole or not at all (one rename), was started once and passed its own self-test,
+and a second run at the same time waits for the first. Lines on stdout are progress for people; all else is in the log.
+
+The frozen agent needs the glibc of the machine that froze it, or a newer one; check_frozen.py says which.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def base_interpreter() -> str:
+    """The interpreter that made the venv we run in: a venv made from a venv would inherit its paths."""
+    return getattr(sys, "_base_executable", None) or sys.executable
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock on `path`; the kernel drops it with the process, however that ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def run(command: list[str | Path], log: Path, environment: dict[str, str] | None = None) -> None:
+    """Run `command` with its output appended to `log`; raises `CalledProcessError`."""
+    # PYTHON* would lead the clean venv to packages of another one.
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    with log.open("ab") as output:
+        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                       env=clean | (environment or {}))  # fmt: skip
+
+
+def clean_venv(cache: Path, requirements: Path, log: Path) -> Path:
+    """The interpreter of a venv that holds the locked packages and nothing else, made when it is not there yet."""
+    key = hashlib.sha256(requirements.read_bytes() + sys.version.encode() + base_interpreter().encode()).hexdigest()
+    venv = cache / f"freeze-venv-{key[:16]}"
+    python = venv / "bin" / "python"
+    finished = venv / "finished"
+    if not finished.exists():
+        for stale in cache.glob("freeze-venv-*"):
+            shutil.rmtree(stale)
+        print("making a clean Python environment", flush=True)
+        run([base_interpreter(), "-m", "venv", venv], log)
+        run([python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input",
+             "--require-hashes", "--requirement", requirements], log)  # fmt: skip
+        finished.touch()
+    return python
+
+
+def freeze(source: Path, spec: Path, version: str, output: Path, cache: Path, log: Path) -> None:
+    """Freeze what `spec` names from the packages below `source` into the folder `output`."""
+    python = clean_venv(cache, HERE / "requirements-guestagent.txt", log)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix="freeze-") as scratch_name:
+        scratch = Path(scratch_name)
+        print(f"freezing {spec.stem} {version}", flush=True)
+        run(
+            [python, "-m", "PyInstaller", "--noconfirm", "--log-level", "WARN",
+             "--workpath", scratch / "work", "--distpath", scratch / "dist", spec],
+            log,
+            {"GUESTAGENT_SOURCE": str(source), "PYINSTALLER_CONFIG_DIR": str(scratch / "config")},
+        )  # fmt: skip
+        frozen = scratch / "dist" / spec.stem
+        (frozen / "VERSION").write_text(version + "\n", encoding="utf-8")
+        print("checking that it starts", flush=True)
+        run([frozen / spec.stem, "--self-test"], log)
+        if output.exists():
+            shutil.rmtree(output)
+        frozen.rename(output)
+
+
+def main() -> int:
+    """Freeze as the command line says; 0 on success, 1 when a step failed (its output is shown)."""
+    parser = argparse.ArgumentParser(description="Freeze the guest agent.")
+    parser.add_argument("--source", type=Path, default=HERE.parent, help="folder that holds guestagent/ and protocol/")
+    parser.add_argument("--spec", type=Path, default=HERE / "guestagent.spec", help="PyInstaller specification")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for the venv and scratch space")
+    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--version", required=True, help="what the frozen agent says its version is")
+    arguments = parser.parse_args()
+    cache: Path = arguments.cache.absolute()
+    log = cache / "freeze.log"
+    with locked(cache / "freeze.lock"):
+        log.write_bytes(b"")
+        try:
+            freeze(arguments.source.absolute(), arguments.spec.absolute(), arguments.version,
+                   arguments.output.absolute(), cache, log)  # fmt: skip
+        except subprocess.CalledProcessError as error:
+            last_lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
+            print(*last_lines, f"{error.cmd[0]} failed with exit status {error.returncode}; whole log: {log}",
+                  sep="\n", file=sys.stderr)  # fmt: skip
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

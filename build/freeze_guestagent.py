@@ -18,6 +18,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -70,9 +71,11 @@ def clean_venv(cache: Path, requirements: Path, log: Path) -> Path:
 
 def freeze(source: Path, spec: Path, version: str, output: Path, cache: Path, log: Path) -> None:
     """Freeze what `spec` names from the packages below `source` into the folder `output`."""
+    for stale in output.parent.glob("scratch-*"):  # of a run that was killed: we hold the lock, so nobody uses it
+        shutil.rmtree(stale)
     python = clean_venv(cache, HERE / "requirements-guestagent.txt", log)
     output.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=output.parent, prefix="freeze-") as scratch_name:
+    with tempfile.TemporaryDirectory(dir=output.parent, prefix="scratch-") as scratch_name:
         scratch = Path(scratch_name)
         print(f"freezing {spec.stem} {version}", flush=True)
         run(
@@ -99,6 +102,8 @@ def main() -> int:
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument("--version", required=True, help="what the frozen agent says its version is")
     arguments = parser.parse_args()
+    # As an exception, a signal ends the running step too and removes the scratch folder.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     cache: Path = arguments.cache.absolute()
     log = cache / "freeze.log"
     with locked(cache / "freeze.lock"):

@@ -8,7 +8,7 @@ later (the owner) travels separately, so that it never delays the news that a po
 from __future__ import annotations
 
 import enum
-from collections.abc import Set
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 
 
@@ -71,6 +71,6 @@ class PortChange:
         return bool(self.opened or self.closed)
 
 
-def difference(old: Set[Port], new: Set[Port]) -> PortChange:
+def difference(old: AbstractSet[Port], new: AbstractSet[Port]) -> PortChange:
     """The change that leads from `old` to `new`, in a fixed order."""
     return PortChange(opened=tuple(sorted(new - old)), closed=tuple(sorted(old - new)))

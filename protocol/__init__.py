@@ -1,0 +1,1 @@
+"""What the two agents say to each other."""

@@ -1,0 +1,65 @@
+"""Every bound of the protocol, with its reason. SPEC.md quotes this file."""
+
+from __future__ import annotations
+
+PROTOCOL_VERSIONS = (1, 1)
+"""Lowest and highest version that this code speaks."""
+
+MAX_PAYLOAD = 65_536
+"""Bytes of stream data in one frame. The largest UDP payload (65,507 bytes, RFC 768 over IPv4) fits in one, and the
+guest's virtio_console driver takes 32 KiB a write, so larger frames gain nothing."""
+
+MAX_BODY = MAX_PAYLOAD + 1_024
+"""Bytes of one frame's body: the payload and its envelope. A larger announced length ends the generation."""
+
+STREAM_WINDOW = 262_144
+"""Bytes that a peer may send on one stream before it is granted more. At 2 ms round trip this allows 131 MB/s."""
+
+SMALL_WINDOW = 16_384
+"""Window of a stream that is opened while `WINDOW_BUDGET` is used up."""
+
+WINDOW_BUDGET = 64 * 1024 * 1024
+"""Sum of the windows granted at full size. What a peer can make us hold is at most this plus
+`MAX_STREAMS * SMALL_WINDOW`, that is 128 MiB."""
+
+SEND_QUEUE = 131_072
+"""Bytes queued on a stream before its source should pause: two frames, so that one is ready while one is written."""
+
+MAX_STREAMS = 4_096
+"""Streams and flows alive at once, opened by one side."""
+
+FLOW_QUEUE = 64
+"""Datagrams waiting on one UDP flow; further ones are dropped and counted, as a full socket buffer would."""
+
+FLOW_QUEUE_BYTES = 524_288
+"""Bytes waiting on one UDP flow, for the same reason (eight of the largest datagrams)."""
+
+MAX_PORTS = 16_384
+"""Ports that a guest may have open; more is reported and ignored. 65,535 of each protocol is no honest guest."""
+
+PORTS_PER_FRAME = 256
+"""Ports in one frame, so that the largest still fits `MAX_BODY`."""
+
+MAX_NAME = 255
+"""Bytes of a name (process, unit, host, capability)."""
+
+MAX_TEXT = 4_096
+"""Bytes of a reason or of a description."""
+
+MAX_PATH = 4_096
+"""Bytes of a path (PATH_MAX, limits.h)."""
+
+MAX_ARGUMENTS = 1_024
+"""Arguments or environment entries of a command."""
+
+MAX_COMMAND = 32_768
+"""Bytes of all arguments and the environment of a command: half a frame."""
+
+SYNC_RETRY = 1.0
+"""Seconds after which an unanswered SYNC is sent again."""
+
+PING_AFTER = 5.0
+"""Seconds of silence after which the peer is asked for a sign of life."""
+
+AWAY_AFTER = 15.0
+"""Seconds of silence after which the peer is taken to be away and its streams are reset."""

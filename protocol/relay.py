@@ -1,0 +1,190 @@
+"""Ties one connected stream socket to one tunnelled stream, so that it ends as it would without a tunnel.
+
+What arrives on one side leaves on the other in order. The end of data (FIN) travels per direction; an abort (RST)
+aborts the other side; a reader that stops reading stops the writer, by credit and by not reading the socket. Both
+agents use this class, and tell it apart by nothing.
+
+Bytes from the channel are given to the socket at once, without a task switch; only what it does not take waits here,
+and that is never more than the stream's window. Bytes from the socket are read only while the stream has room.
+
+What can go wrong: the socket fails while nothing is read from it because there is no room. That is noticed with the
+next write or read, not before.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+from protocol.connection import Connection
+from protocol.limits import MAX_PAYLOAD
+from protocol.streams import Stream, StreamState
+from protocol.waits import Waits
+
+_SHUT_WR = 1  # the same number on every system with sockets (shutdown(2))
+_READS_PER_TURN = 4
+
+
+class Socket(Protocol):
+    """A connected, non-blocking stream socket."""
+
+    def fileno(self) -> int:
+        """What to wait for."""
+
+    def recv(self, size: int, /) -> bytes:
+        """Bytes that are there; empty at the end of data."""
+
+    def send(self, data: bytes | memoryview, /) -> int:
+        """How many bytes were taken."""
+
+    def shutdown(self, how: int, /) -> None:
+        """Finish one direction."""
+
+
+class SocketRelay:
+    """Both directions of one socket and one open stream.
+
+    `flush` sends what the connection has ready. `finish` is called once, with whether the socket should be closed
+    with a reset; the caller closes the socket and ends the tasks that run `read` and `write`.
+    """
+
+    def __init__(
+        self,
+        sock: Socket,
+        connection: Connection,
+        stream: Stream,
+        *,
+        waits: Waits,
+        flush: Callable[[], None],
+        finish: Callable[[bool], None],
+    ) -> None:
+        self._sock = sock
+        self._connection = connection
+        self._stream = stream
+        self._waits = waits
+        self._flush = flush
+        self._finish = finish
+        self._pending: deque[memoryview] = deque()
+        self._end_pending = False
+        self._end_sent = False
+        self._finished = False
+        self._to_write = waits.event()
+        self._room = waits.event()
+        self.received = 0
+        """Bytes from the channel."""
+        self.sent = 0
+        """Bytes to the channel."""
+
+    # ------------------------------------------------------------------ from the channel
+
+    def receive_data(self, payload: bytes) -> None:
+        """Bytes came for the socket."""
+        if self._finished:
+            return
+        self.received += len(payload)
+        self._pending.append(memoryview(payload))
+        if len(self._pending) == 1:
+            self._drain()
+
+    def receive_end(self) -> None:
+        """The far side finished sending."""
+        self._end_pending = True
+        if not self._pending:
+            self._drain()
+
+    def receive_reset(self) -> None:
+        """The far side aborted, or the channel did: so does the socket."""
+        self._end(abort=True)
+
+    def unpaused(self) -> None:
+        """The stream has room again."""
+        self._room.set()
+
+    def _drain(self) -> None:
+        """Give the socket what it takes now."""
+        done = 0
+        try:
+            while self._pending:
+                chunk = self._pending[0]
+                taken = self._sock.send(chunk)
+                done += taken
+                if taken == len(chunk):
+                    self._pending.popleft()
+                else:
+                    self._pending[0] = chunk[taken:]
+            if self._end_pending and not self._end_sent:
+                self._end_sent = True
+                self._sock.shutdown(_SHUT_WR)
+        except BlockingIOError:
+            self._to_write.set()
+        except OSError as exc:
+            self._fail(exc)
+            return
+        if done:
+            self._connection.consumed(self._stream, done)
+        self._end_if_over()
+
+    async def write(self) -> None:
+        """Wait for the socket whenever it took no more; runs until cancelled."""
+        while True:
+            await self._to_write.wait()
+            self._to_write = self._waits.event()
+            while self._pending and not self._finished:
+                await self._waits.writable(self._sock.fileno())
+                self._drain()
+                self._flush()
+
+    # ------------------------------------------------------------------ from the socket
+
+    async def read(self) -> None:
+        """Read the socket while the stream has room; returns at the end of its data."""
+        while not self._finished:
+            if not self._stream.room():
+                self._room = self._waits.event()
+                await self._room.wait()
+                continue
+            await self._waits.readable(self._sock.fileno())
+            if not self._read_turn():
+                return
+
+    def _read_turn(self) -> bool:
+        """Read a bounded number of times; whether there may be more."""
+        more = True
+        try:
+            for _ in range(_READS_PER_TURN):
+                if self._finished or not (room := self._stream.room()):
+                    break
+                data = self._sock.recv(min(room, MAX_PAYLOAD))
+                if not data:
+                    self._connection.send_end(self._stream)
+                    self._end_if_over()
+                    more = False
+                    break
+                self.sent += len(data)
+                self._connection.send_data(self._stream, data)
+                if len(data) < MAX_PAYLOAD:
+                    break  # most likely that was all: asking would cost a system call
+        except BlockingIOError:
+            pass
+        except OSError as exc:
+            self._fail(exc)
+            more = False
+        self._flush()
+        return more
+
+    # ------------------------------------------------------------------ the end
+
+    def _fail(self, exc: OSError) -> None:
+        self._connection.send_reset(self._stream, exc.strerror or type(exc).__name__)
+        self._end(abort=True)
+
+    def _end_if_over(self) -> None:
+        if self._stream.state is StreamState.CLOSED and not self._pending:
+            self._end(abort=False)
+
+    def _end(self, *, abort: bool) -> None:
+        if not self._finished:
+            self._finished = True
+            self._pending.clear()
+            self._finish(abort)

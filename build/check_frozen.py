@@ -1,0 +1,166 @@
+"""Gates for a frozen guest agent: size, start time, glibc, forbidden modules, self-test.
+
+Prints one line per gate and exits 1 if one is missed. Without a folder it checks the agent of this checkout, frozen
+first when it is not in the cache, and prints its folder.
+
+The start is measured as the best of several runs of the self-test, which imports trio and runs its loop once. A loaded
+or slow machine makes every start slow, so the bound is 150 ms or half as much again as the plain interpreter takes
+to import trio at the same time, whichever is more: that still catches an import too many.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MAX_MEGABYTES = 25.0
+MAX_START_MS = 150.0
+MAX_START_RATIO = 1.5
+MAX_GLIBC = "2.36"
+"""Debian 12's. Guests older than that cannot run what we freeze there."""
+
+FORBIDDEN = frozenset(
+    {"asyncio", "click", "dnslib", "httpx2", "hypothesis", "multiprocessing", "pip", "pkg_resources", "psutil",
+     "pycdlib", "pydantic", "pytest", "rich", "setuptools", "sqlite3", "starlette", "tkinter", "unittest", "xml",
+     "yaml"}
+)  # fmt: skip
+"""Top-level modules that a guest agent has no use for; one of them in the tree means that an import went astray."""
+
+_GLIBC_SYMBOL = re.compile(rb"GLIBC_(\d+)\.(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What one gate found."""
+
+    passed: bool
+    text: str
+
+
+def check_size(tree: Path, max_megabytes: float = MAX_MEGABYTES) -> Verdict:
+    """All files of the tree, in MB of 1,000,000 bytes."""
+    megabytes = sum(path.lstat().st_size for path in tree.rglob("*") if not path.is_dir()) / 1e6
+    return Verdict(megabytes <= max_megabytes, f"size {megabytes:.1f} MB, at most {max_megabytes:g}")
+
+
+def _fastest(commands: list[list[str]], runs: int = 8) -> list[float]:
+    """Milliseconds from start to exit of each command, best of `runs`; taken in turns, so that load hits all alike."""
+    best = [float("inf")] * len(commands)
+    for _ in range(runs):
+        for index, command in enumerate(commands):
+            begin = time.perf_counter()
+            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL)
+            best[index] = min(best[index], (time.perf_counter() - begin) * 1000)
+    return best
+
+
+def check_start(executable: Path, max_ms: float = MAX_START_MS, max_ratio: float = MAX_START_RATIO) -> Verdict:
+    """Start to exit of the self-test, against the bound that the module's docstring explains."""
+    frozen, plain = _fastest([[str(executable), "--self-test"], [sys.executable, "-c", "import trio, msgpack"]])
+    bound = max(max_ms, max_ratio * plain)
+    return Verdict(frozen <= bound, f"start {frozen:.0f} ms, at most {bound:.0f} (plain import of trio: {plain:.0f})")
+
+
+def glibc_needed(tree: Path) -> tuple[tuple[int, int], str]:
+    """The highest GLIBC symbol version that an ELF file of the tree asks for, and the name of that file.
+
+    Version names stand as plain strings in an ELF file's .dynstr (LSB Core, Symbol Versioning), so no ELF parser is
+    needed. A libc in the tree would define such names rather than need them; PyInstaller never collects one.
+    """
+    highest = ((0, 0), "nothing")
+    for path in sorted(tree.rglob("*")):
+        if path.is_file() and (content := path.read_bytes()).startswith(b"\x7fELF"):
+            found = [(int(major), int(minor)) for major, minor in _GLIBC_SYMBOL.findall(content)]
+            highest = max(highest, (max(found, default=(0, 0)), path.name), key=lambda entry: entry[0])
+    return highest
+
+
+def check_glibc(tree: Path, maximum: str = MAX_GLIBC) -> Verdict:
+    """The glibc that a guest must at least have."""
+    (major, minor), name = glibc_needed(tree)
+    allowed = tuple(int(part) for part in maximum.split("."))
+    return Verdict((major, minor) <= allowed, f"glibc {major}.{minor} needed by {name}, at most {maximum}")
+
+
+def frozen_modules(executable: Path) -> Iterator[str]:
+    """Names of the Python modules in the executable's archive and the base library, and of extension modules."""
+    # Only here: the other gates need nothing but the standard library.
+    import zipfile
+
+    from PyInstaller.archive.readers import CArchiveReader  # type: ignore[import-untyped]
+
+    archive = CArchiveReader(str(executable))
+    for name in archive.toc:
+        if name.endswith(".pyz"):
+            yield from archive.open_embedded_archive(name).toc
+    internal = executable.parent / "_internal"
+    for entry in zipfile.ZipFile(internal / "base_library.zip").namelist():
+        yield entry.removesuffix(".pyc").replace("/", ".")
+    for path in internal.rglob("*.so"):
+        yield path.name.split(".")[0].lstrip("_")
+    for path in internal.iterdir():
+        yield path.name
+
+
+def check_modules(executable: Path, forbidden: frozenset[str] = FORBIDDEN) -> Verdict:
+    """No forbidden module was collected."""
+    modules = set(frozen_modules(executable))
+    astray = sorted({name.split(".")[0] for name in modules} & forbidden)
+    found = f"forbidden: {', '.join(astray)}" if astray else "none of them forbidden"
+    return Verdict(not astray, f"{len(modules)} modules, {found}")
+
+
+def check_self_test(executable: Path) -> Verdict:
+    """The self-test passes in an empty environment."""
+    result = subprocess.run(
+        [str(executable), "--self-test"], env={}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    detail = f": {result.stderr.strip()}" if result.returncode else ""
+    return Verdict(result.returncode == 0, f"self-test exit status {result.returncode}{detail}")
+
+
+def gates(tree: Path, max_glibc: str = MAX_GLIBC) -> dict[str, Callable[[], Verdict]]:
+    """Every gate for the frozen guest agent in `tree`, by name."""
+    executable = tree / "guestagent"
+    return {
+        "self-test": lambda: check_self_test(executable),
+        "size": lambda: check_size(tree),
+        "glibc": lambda: check_glibc(tree, max_glibc),
+        "modules": lambda: check_modules(executable),
+        "start": lambda: check_start(executable),
+    }
+
+
+def own_tree() -> Path:
+    """The frozen agent of this checkout, from the cache or frozen now."""
+    import trio
+
+    from hostagent import guest_payload, paths
+
+    payload = trio.run(guest_payload.obtain_guest_agent, platform.machine(), paths.cache(), print)
+    return payload.directory
+
+
+def main() -> int:
+    """Check the tree that the command line names; 0 when every gate passes."""
+    parser = argparse.ArgumentParser(description="Check a frozen guest agent against its gates.")
+    parser.add_argument("tree", type=Path, nargs="?", help="folder of the frozen agent (default: this checkout's)")
+    parser.add_argument("--max-glibc", default=MAX_GLIBC, help=f"highest glibc version allowed (default {MAX_GLIBC})")
+    arguments = parser.parse_args()
+    tree: Path = arguments.tree or own_tree()
+    verdicts = [gate() for gate in gates(tree, arguments.max_glibc).values()]
+    for verdict in verdicts:
+        print("ok  " if verdict.passed else "FAIL", verdict.text)
+    print(tree)
+    return 0 if all(verdict.passed for verdict in verdicts) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -48,8 +48,8 @@ def _struct(*names: str) -> LimaKey:
     return LimaKey(_keys(*names))
 
 
+_ROSETTA: Final = _group("enabled", "binfmt")
 _FILE: Final = ("location", "arch", "digest")
-_SCRIPT_FILE: Final = LimaKey(_keys("url", "digest"))
 _MOUNT: Final = LimaKey(
     _keys("location", "mountPoint", "writable", virtiofs=_struct("queueSize"))
     | {
@@ -102,7 +102,7 @@ LIMA_KEYS: Final[Mapping[str, LimaKey]] = MappingProxyType(
             *("mode", "skipDefaultDependencyResolution", "script", "playbook", "content", "overwrite", "owner"),
             *("path", "permissions", "expression", "format", "file"),
         ),
-        "rosetta": _group("enabled", "binfmt"),
+        "rosetta": _ROSETTA,
         "ssh": LimaKey(
             _keys("address", "localPort", "forwardAgent", "forwardX11", "forwardX11Trusted", "overVsock"),
             group=True,
@@ -113,7 +113,9 @@ LIMA_KEYS: Final[Mapping[str, LimaKey]] = MappingProxyType(
         "upgradePackages": _VALUE,
         "user": LimaKey(_keys("passwordlessSudo"), group=True, ours=True),
         "video": _group("display", vnc=_group("display")),
-        "vmOpts": _group(qemu=_group("minimumVersion", "cpuType"), vz=_group("diskImageFormat", rosetta=_group("enabled", "binfmt"))),
+        "vmOpts": _group(
+            qemu=_group("minimumVersion", "cpuType"), vz=_group("diskImageFormat", rosetta=_group("enabled", "binfmt"))
+        ),
     }
 )
 """Every such key at the top level of a file, with those below it."""

@@ -6,6 +6,7 @@ from the network must not be able to write to the terminal in our name.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -34,6 +35,13 @@ def key_path(keys: Iterable[str | int]) -> str:
     """The way to a key as one reads it: `portForwards.0.hostPort`; a key that is no plain word is quoted."""
     words = (str(key) for key in keys)
     return ".".join(word if _PLAIN_KEY.fullmatch(word) else quoted(word) for word in words)
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that `word` most likely meant, or None when none is near; case does not count."""
+    by_lower = {candidate.lower(): candidate for candidate in candidates}
+    close = difflib.get_close_matches(word[:_QUOTED_LENGTH].lower(), by_lower, n=1)
+    return by_lower[close[0]] if close else None
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -396,7 +396,10 @@ class Config(_Model):
     memory: Memory = 2 * GIB
     disk: DiskSize = 100 * GIB
     images: tuple[Image, ...] = Field(
-        strict=False, min_length=1, max_length=100, description="tried in order until one can be had"
+        strict=False,
+        max_length=100,
+        json_schema_extra={"minItems": 1},
+        description="tried in order until one can be had",
     )
     user: User = User()
     ssh: Ssh = Ssh()
@@ -415,6 +418,8 @@ class Config(_Model):
     @classmethod
     def _one_image_fits(cls, images: tuple[Image, ...], info: ValidationInfo) -> tuple[Image, ...]:
         arch = info.data.get("arch")
+        if not images:  # as a bound of the field, it would also be reported when every entry is wrong
+            raise ValueError("must have at least one entry")
         if arch and not any(image.arch in (None, arch) for image in images):
             raise ValueError(f"no entry is for the architecture {arch}")
         return images

@@ -9,7 +9,7 @@ whoever walks the tree pays for a "billion laughs" file. So libyaml's events are
   tree that a caller walks is bounded even though aliases share nodes; an alias to a node that is still open is refused;
 - only the tags of the core schema exist; nothing constructs an object.
 
-The first thing that breaks the structure raises `BadYaml`: after it, places would be guesses.
+The first thing that breaks the structure raises `YamlError`: after it, places would be guesses.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ _LINE_BREAK: Final = re.compile("\r\n|[\r\n]")
 _LOADER: Final[Any] = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
-class BadYaml(Exception):
+class YamlError(Exception):
     """The text is not YAML that this module reads; `mistake` says where and why."""
 
     def __init__(self, line: int, column: int, message: str) -> None:
@@ -100,7 +100,7 @@ class Mapping:
 Node = Scalar | Sequence | Mapping
 
 
-def scalar_value(scalar: Scalar) -> None | bool | int | float | str:
+def scalar_value(scalar: Scalar) -> bool | int | float | str | None:
     """What the scalar means by the core schema of YAML 1.2; `ValueError` when its tag is unknown or does not fit.
 
     A number of more than a hundred digits stays text: no key can hold it, and converting it takes quadratic time.
@@ -120,7 +120,7 @@ def scalar_value(scalar: Scalar) -> None | bool | int | float | str:
     return value
 
 
-def _core_value(text: str) -> None | bool | int | float | str:
+def _core_value(text: str) -> bool | int | float | str | None:
     if text in _CONSTANTS:
         return _CONSTANTS[text]
     if not (match := _NUMBERS.fullmatch(text)):
@@ -139,11 +139,11 @@ def _core_value(text: str) -> None | bool | int | float | str:
 
 
 def compose(text: str) -> Node | None:
-    """The one document of `text` as a tree, or None when it holds none. Raises `BadYaml`."""
+    """The one document of `text` as a tree, or None when it holds none. Raises `YamlError`."""
     if match := _CONTROL.search(text):
         place = _place_of(text, match.start())
         code = f"U+{ord(match[0]):04X}"
-        raise BadYaml(place.line, place.column, f"holds the control character {code}, so it is no YAML text")
+        raise YamlError(place.line, place.column, f"holds the control character {code}, so it is no YAML text")
     composer = _Composer()
     try:
         for event in _events(text):
@@ -162,15 +162,15 @@ def _place_of(text: str, index: int) -> Place:
     return Place(len(ends) + 1, index - (ends[-1] if ends else 0) + 1)
 
 
-def _translated(exc: yaml.YAMLError, text: str) -> BadYaml:
+def _translated(exc: yaml.YAMLError, text: str) -> YamlError:
     mark = getattr(exc, "problem_mark", None) or getattr(exc, "context_mark", None)
     words = [getattr(exc, "context", None), getattr(exc, "problem", None)]
     message = printable(", ".join(word for word in words if word)) or "is not YAML"
     if mark is None:
-        return BadYaml(1, 1, message)
+        return YamlError(1, 1, message)
     if text[mark.index : mark.index + 1] == "\t":
         message += " (YAML is indented with spaces, not with tabs)"
-    return BadYaml(mark.line + 1, mark.column + 1, message)
+    return YamlError(mark.line + 1, mark.column + 1, message)
 
 
 @dataclass(slots=True)
@@ -207,7 +207,7 @@ class _Composer:
         self._documents = 0
 
     def take(self, event: Any) -> None:
-        """The next event of the parser; raises `BadYaml` when a bound is passed."""
+        """The next event of the parser; raises `YamlError` when a bound is passed."""
         place = Place(event.start_mark.line + 1, event.start_mark.column + 1)
         match event:
             case yaml.ScalarEvent():
@@ -224,7 +224,7 @@ class _Composer:
             case yaml.DocumentStartEvent():
                 self._documents += 1
                 if self._documents > 1:
-                    raise BadYaml(place.line, place.column, "a second document begins here; a file has one")
+                    raise YamlError(place.line, place.column, "a second document begins here; a file has one")
             case _:
                 pass
 
@@ -232,13 +232,13 @@ class _Composer:
         self._nodes += nodes
         self._characters += characters
         if self._nodes > MAX_NODES or self._characters > MAX_CHARACTERS:
-            raise BadYaml(
+            raise YamlError(
                 place.line, place.column, f"holds more than {MAX_NODES} values or {MAX_CHARACTERS} characters by here"
             )
 
     def _check_depth(self, place: Place, added: int) -> None:
         if len(self._stack) + added > MAX_DEPTH:
-            raise BadYaml(place.line, place.column, f"nests deeper than {MAX_DEPTH} levels")
+            raise YamlError(place.line, place.column, f"nests deeper than {MAX_DEPTH} levels")
 
     def _open(self, place: Place, event: Any) -> None:
         self._check_depth(place, 1)
@@ -261,11 +261,11 @@ class _Composer:
         self._remember(done.anchor, _Anchored(node, nodes, characters, height))
         self._attach(node, height)
 
-    def _take_alias(self, place: Place, name: str) -> None:
+    def _take_alias(self, place: Place, name: Any) -> None:
         if name not in self._anchors:
-            raise BadYaml(place.line, place.column, f"there is no anchor {quoted(name)} above")
+            raise YamlError(place.line, place.column, f"there is no anchor {quoted(name)} above")
         if (anchored := self._anchors[name]) is None:
-            raise BadYaml(place.line, place.column, f"the alias {quoted(name)} stands inside of what it names")
+            raise YamlError(place.line, place.column, f"the alias {quoted(name)} stands inside of what it names")
         self._check_depth(place, anchored.height)
         self._charge(place, anchored.nodes, anchored.characters)
         self._attach(anchored.node, anchored.height)
@@ -280,6 +280,6 @@ class _Composer:
             return
         parent = self._stack[-1]
         if parent.mapping and len(parent.children) % 2 == 0 and not isinstance(node, Scalar):
-            raise BadYaml(node.place.line, node.place.column, "a key must be a word, not a list or a mapping")
+            raise YamlError(node.place.line, node.place.column, "a key must be a word, not a list or a mapping")
         parent.height = max(parent.height, height)
         parent.children.append(node)

@@ -100,7 +100,7 @@ class Monitor:
         return self._greeting
 
     async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        """What `command` returned; raises `CommandRefusedError`, or `MonitorClosedError` when the connection ends first."""
+        """What `command` returned; raises `CommandRefusedError`, or `MonitorClosedError` when the connection ends."""
         self._require_open()
         return await self._transact(command, *self._connection.command(command, arguments))
 
@@ -112,7 +112,6 @@ class Monitor:
         while not self._events:
             if self._closed_because is not None:
                 raise StopAsyncIteration
-            self._event_arrived = trio.Event()
             await self._event_arrived.wait()
         return self._events.popleft()
 
@@ -184,6 +183,7 @@ class Monitor:
                 self.events_dropped += len(self._events) == EVENT_BACKLOG
                 self._events.append(message)
                 self._event_arrived.set()
+                self._event_arrived = trio.Event()
             case _:
                 assert_never(message)
 
@@ -207,8 +207,8 @@ async def _connect(path: Path) -> trio.SocketStream:
 async def open_monitor(path: Path, greeting_bound: float = GREETING_BOUND) -> AsyncIterator[Monitor]:
     """A monitor that is ready for commands, closed at the end of the block.
 
-    Raises `MonitorClosedError` when nothing listens on `path`, when the other side is no QEMU, or when it has not greeted
-    within `greeting_bound` seconds.
+    Raises `MonitorClosedError` when nothing listens on `path`, when the other side is no QEMU, or when it has not
+    greeted within `greeting_bound` seconds.
     """
     stream = await _connect(path)
     try:

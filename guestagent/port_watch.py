@@ -1,0 +1,242 @@
+"""The guest's open ports, told within milliseconds of their opening and closing.
+
+Events are wake-ups; a complete look at the socket table is the truth; the difference to the look before is what is
+told. So an event may be late, doubled, about another namespace or lost, and nothing false is ever said: the worst is a
+delay until the safety tick. A look that fails changes nothing: what was open stays open until a look shows otherwise.
+
+Three kinds of tasks: one per source (`wakeups.keep_open`), which only marks a protocol as to be looked at; the loop
+here, which looks when `DumpSchedule` says so, for each protocol apart, so that a storm of UDP binds does not delay TCP;
+and the search for owners, which runs behind, so that no port is told later because its process is hard to find.
+
+Whoever listens (`PortSink`) is called on the event loop and must not block. `ports` and `owners` are always current,
+for a listener that has to start over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NoReturn
+from typing import Protocol as Seam
+
+import trio
+
+from guestagent.dump_schedule import Cause, DumpSchedule
+from guestagent.netlink import KernelDataError
+from guestagent.port_owner import OwnerSearch
+from guestagent.sock_diag import SocketReader
+from guestagent.socket_table import PortTable
+from guestagent.wakeup_audit import AuditSource
+from guestagent.wakeup_netlink import DestroyedSocketsSource, NftablesSource
+from guestagent.wakeup_tracefs import TracefsSource
+from guestagent.wakeups import Source, keep_open
+from protocol.ports import Port, PortChange, PortOwner, Protocol, WakeupSource
+
+OWNER_DELAY = 0.005
+"""Seconds from a port's opening to the search for its owner: the news itself goes first, and a burst is one search."""
+
+OWNER_REST = 10
+"""How many times as long as a search took the next one has to wait: searching takes at most a tenth of the time."""
+
+_FAILED_LOOK_PAUSE = 0.25
+_MAX_THREAD_HINTS = 256
+
+
+class PortSink(Seam):
+    """Who is told. None of the methods may block."""
+
+    def snapshot(self, ports: frozenset[Port]) -> None:
+        """Everything that is open; called once, before anything else."""
+
+    def changed(self, change: PortChange) -> None:
+        """What is different from the snapshot and all changes so far."""
+
+    def owned(self, owners: Mapping[Port, PortOwner]) -> None:
+        """Who is behind ports that were opened, or taken over by another process, a little earlier."""
+
+
+@dataclass(frozen=True, slots=True)
+class WatchCounters:
+    """What the port watch has done so far."""
+
+    looks: int
+    """Looks at the sockets of one protocol."""
+    failed_looks: int
+    """Looks that gave no answer."""
+    retries: int
+    """Dumps that were not complete and were taken again."""
+    misses: int
+    """Changes that no event announced although events were live. Should stay 0."""
+    finds: int
+    """Changes that a tick found while no events were live."""
+    owner_searches: int
+    """Searches through /proc."""
+
+
+def all_sources() -> tuple[Source, ...]:
+    """Every wake-up source there is."""
+    return (
+        TracefsSource(),
+        DestroyedSocketsSource(Protocol.TCP),
+        DestroyedSocketsSource(Protocol.UDP),
+        NftablesSource(),
+        AuditSource(),
+    )
+
+
+class PortWatch:
+    """Watches the ports of this network namespace."""
+
+    def __init__(
+        self,
+        sink: PortSink,
+        *,
+        sources: Sequence[Source] | None = None,
+        reader: SocketReader | None = None,
+        search: OwnerSearch | None = None,
+    ) -> None:
+        self._sink = sink
+        self._sources = all_sources() if sources is None else tuple(sources)
+        self._reader = reader or SocketReader()
+        self._search = search or OwnerSearch()
+        self._table = PortTable()
+        self._schedules: dict[Protocol, DumpSchedule] = {}
+        self._woken = trio.Event()
+        self._owners: dict[Port, PortOwner] = {}
+        self._orphans: dict[Port, int] = {}
+        self._orphaned = trio.Event()
+        self._threads: dict[int, None] = {}
+        self._looks = self._failed_looks = self._finds = self._searches = 0
+
+    @property
+    def ports(self) -> frozenset[Port]:
+        """The ports that are open."""
+        return self._table.ports
+
+    @property
+    def owners(self) -> Mapping[Port, PortOwner]:
+        """The owners that are known, of ports that are open."""
+        return self._owners
+
+    def sources(self) -> tuple[WakeupSource, ...]:
+        """The wake-up sources, then the safety tick and the reader of the truth: live, or why not."""
+        reason = self._reader.reason()
+        return (
+            *(state.report() for source in self._sources for state in source.states),
+            WakeupSource("safety tick", True, "", self.counters().misses + self._finds),
+            WakeupSource("sock_diag dump", not reason, reason, 0),
+        )
+
+    def counters(self) -> WatchCounters:
+        """What was done so far."""
+        return WatchCounters(
+            looks=self._looks,
+            failed_looks=self._failed_looks,
+            retries=self._reader.retries,
+            misses=sum(schedule.misses for schedule in self._schedules.values()),
+            finds=self._finds,
+            owner_searches=self._searches,
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Watch until cancelled; started as soon as the sink has its snapshot."""
+        try:
+            await self._take_snapshot()
+            task_status.started()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._find_owners)
+                for source in self._sources:
+                    nursery.start_soon(keep_open, source, self)
+                await self._look_when_due()
+        finally:
+            self._reader.close()
+        raise AssertionError("the loop above ends only by being cancelled")
+
+    def wake(self, protocols: frozenset[Protocol], pids: Sequence[int] = ()) -> float:
+        """Look at `protocols` soon; see `wakeups.Watch`."""
+        now = trio.current_time()
+        waits = [self._schedules[protocol].wake(now) for protocol in protocols if protocol in self._schedules]
+        for pid in pids[:_MAX_THREAD_HINTS]:
+            self._threads[pid] = None
+        self._woken.set()
+        return min(waits, default=0.0)
+
+    def is_open(self, protocol: Protocol, number: int) -> bool:
+        """Whether a port with that number is known to be open, at any address."""
+        return self._table.is_open(protocol, number)
+
+    async def _take_snapshot(self) -> None:
+        while True:
+            try:
+                for protocol in Protocol:
+                    self._orphans.update(self._table.update(protocol, self._reader.read(protocol)).new_inodes)
+                break
+            except (OSError, KernelDataError):
+                self._failed_looks += 1
+            await trio.sleep(_FAILED_LOOK_PAUSE)
+        now = trio.current_time()
+        self._schedules = {protocol: DumpSchedule(now) for protocol in Protocol}
+        self._sink.snapshot(self._table.ports)
+        self._orphaned.set()
+
+    async def _look_when_due(self) -> NoReturn:
+        while True:
+            self._cover()
+            with trio.move_on_at(min(schedule.due() for schedule in self._schedules.values())):
+                await self._woken.wait()
+            self._woken = trio.Event()
+            for protocol, schedule in self._schedules.items():
+                if cause := schedule.begin(trio.current_time()):
+                    self._look(protocol, schedule, cause)
+
+    def _cover(self) -> None:
+        """Tell the schedules which protocols are watched over by live events."""
+        live = [state for source in self._sources for state in source.states if state.live]
+        now = trio.current_time()
+        for protocol, schedule in self._schedules.items():
+            opening = any(protocol in state.opening for state in live)
+            closing = any(protocol in state.closing for state in live)
+            schedule.cover(opening and closing, now)
+
+    def _look(self, protocol: Protocol, schedule: DumpSchedule, cause: Cause) -> None:
+        self._looks += 1
+        try:
+            sockets = self._reader.read(protocol)
+        except (OSError, KernelDataError):
+            self._failed_looks += 1
+            schedule.failed(trio.current_time())
+            return
+        look = self._table.update(protocol, sockets)
+        change = look.change
+        if change:
+                self._sink.changed(change)
+            for port in change.closed:
+                self._owners.pop(port, None)
+                self._orphans.pop(port, None)
+        if look.new_inodes:
+            self._orphans.update(look.new_inodes)
+            self._orphaned.set()
+        changes = len(change.opened) + len(change.closed)
+        if cause is Cause.TICK and not schedule.covered:
+            self._finds += changes
+        schedule.finish(cause, changes, trio.current_time())
+
+    async def _find_owners(self) -> NoReturn:
+        while True:
+            await self._orphaned.wait()
+            await trio.sleep(OWNER_DELAY)
+            self._orphaned = trio.Event()
+            asked, self._orphans = self._orphans, {}
+            threads, self._threads = list(self._threads), {}
+            began = trio.current_time()
+            self._searches += 1
+            found = await self._search.find(set(asked.values()), threads)
+            owners = {
+                port: found[inode]
+                for port, inode in asked.items()
+                if inode in found and inode in self._table.inodes(port)
+            }
+            if owners:
+                self._owners.update(owners)
+                self._sink.owned(owners)
+            await trio.sleep(OWNER_REST * (trio.current_time() - began))

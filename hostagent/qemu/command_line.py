@@ -144,7 +144,7 @@ def processor_arguments(architecture: Architecture, accelerator: AcceleratorName
 def arguments(spec: MachineSpec, listeners: Listeners) -> list[str]:
     """QEMU's arguments, without the program itself, for the machine `spec` with the inherited sockets `listeners`."""
     return [
-        "-name", f"guest={escape(spec.name)},process={escape(f'hostagent-{spec.name}')}",
+        "-name", f"guest={escape(spec.name)}",
         *processor_arguments(spec.architecture, spec.accelerator),
         "-smp", str(spec.cpus),
         "-m", f"{-(-spec.memory // MIB)}M",

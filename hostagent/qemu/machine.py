@@ -100,6 +100,7 @@ class Machine:
         self._paths = paths
         self.identity = identity
         """The process id and when it was started."""
+        self._exit_status: int | None = None
 
     @property
     def monitor_socket(self) -> Path:
@@ -119,11 +120,10 @@ class Machine:
                 while self.is_running():  # noqa: ASYNC110 - the kernel tells nobody that a lock has gone
                     await trio.sleep(POLL_INTERVAL)
         if child := _children.get(self.identity.pid):
-            status = await child.wait()
+            self._exit_status = await child.wait()
             _children.pop(self.identity.pid, None)
-            return status
         await trio.lowlevel.checkpoint()
-        return None
+        return self._exit_status
 
     def last_words(self) -> str:
         """What QEMU has printed since it was started, less its warnings; empty when it said nothing."""
@@ -234,9 +234,8 @@ async def start(spec: MachineSpec, paths: InstancePaths, bound: float = START_BO
         with hold_pid_file(paths.qemu_pid) as pid_file:
             machine = await _spawn(program, spec, paths, pid_file)
     except OSError as exc:
-        raise UserError(
-            f"QEMU could not be started: {exc}", f"check the disk space and rights of {paths.directory}"
-        ) from exc
+        hint = f"check the free space and the rights of {paths.directory}"
+        raise UserError(f"QEMU could not be started: {exc}", hint) from exc
     try:
         async with open_monitor(paths.monitor_socket, bound):
             return machine
@@ -284,7 +283,7 @@ async def _spawn(program: Path, spec: MachineSpec, paths: InstancePaths, pid_fil
             await process.wait()
             raise
         _children[process.pid] = process
-        return Machine(paths, identity)
+    return Machine(paths, identity)
 
 
 @contextlib.contextmanager

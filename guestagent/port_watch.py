@@ -209,7 +209,7 @@ class PortWatch:
         look = self._table.update(protocol, sockets)
         change = look.change
         if change:
-                self._sink.changed(change)
+            self._sink.changed(change)
             for port in change.closed:
                 self._owners.pop(port, None)
                 self._orphans.pop(port, None)

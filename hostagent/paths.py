@@ -75,8 +75,13 @@ class InstancePaths:
 
     @property
     def resolved_config(self) -> Path:
-        """The validated configuration with all defaults, as JSON: what the host agent reads."""
+        """The validated configuration with all defaults, as JSON."""
         return self.directory / "resolved.json"
+
+    @property
+    def launch_plan(self) -> Path:
+        """What `up` decided, as JSON: all that the host agent reads."""
+        return self.directory / "launch.json"
 
     @property
     def disk(self) -> Path:
@@ -122,6 +127,16 @@ class InstancePaths:
     def agent_log(self) -> Path:
         """The host agent's log, JSON lines."""
         return self.directory / "agent.log"
+
+    @property
+    def agent_errors(self) -> Path:
+        """The host agent's standard error: empty unless something is wrong with it."""
+        return self.directory / "agent.err"
+
+    @property
+    def up_lock(self) -> Path:
+        """Locked (flock) by the `hostagent up` that prepares the instance."""
+        return self.directory / "up.lock"
 
     @property
     def lock(self) -> Path:

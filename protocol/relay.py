@@ -101,6 +101,12 @@ class SocketRelay:
         """The stream has room again."""
         self._room.set()
 
+    def abandon(self, reason: str) -> None:
+        """The tasks that serve this relay are going away: abort both sides, unless all is over already."""
+        if not self._finished:
+            self._connection.send_reset(self._stream, reason)
+            self._end(abort=True)
+
     def _drain(self) -> None:
         """Give the socket what it takes now."""
         done = 0

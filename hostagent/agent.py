@@ -1,0 +1,316 @@
+"""The host agent: one process, one instance, one nursery.
+
+It starts QEMU or takes over a living one, keeps the channel, the forwards and the API, and ends when QEMU ends. When
+it dies, QEMU and the guest go on; `hostagent up` starts the next one, which finds the guest as it is.
+
+`Agent` is the place where the parts meet: it hears what the channel says, passes it on, and answers the API. It
+decides nothing about forwards (`forwarder`), processes (`qemu.machine`) or bytes (`channel`).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+
+import trio
+
+from hostagent.channel import Channel
+from hostagent.control_api import serve_api
+from hostagent.errors import UserError
+from hostagent.event_log import EventLog
+from hostagent.execution import GuestExecution
+from hostagent.forwarder import Forwarder
+from hostagent.forwards import Forward
+from hostagent.launch_plan import LaunchPlan
+from hostagent.lifecycle import InstanceState, Phase, PhaseClock, PhaseReport, instance_state
+from hostagent.paths import InstancePaths
+from hostagent.qemu.machine import Machine, StopBounds, attach, start
+from hostagent.qemu.monitor import Monitor, MonitorError, open_monitor
+from hostagent.serial_log import last_lines
+from protocol.limits import MAX_PORTS, PROTOCOL_VERSIONS
+from protocol.messages import (
+    Clock,
+    Hello,
+    Message,
+    PortOwners,
+    PortsChanged,
+    PortsSnapshot,
+    PowerOff,
+    Status,
+    StatusRequest,
+)
+from protocol.ports import Port
+from protocol.stream_messages import CommandTarget
+
+GUEST_STOP_BOUND = 90.0
+"""Seconds that a guest which was asked to power off may take."""
+
+CLOCK_INTERVAL = 60.0
+"""Seconds between looks at the host's own clock, which jumps when the host was asleep."""
+
+CLOCK_JUMP = 2.0
+CONSOLE_LINES = 8
+
+Announce = Callable[[dict[str, object]], None]
+
+
+class Agent:
+    """One running instance. Implements `running_instance.RunningInstance` and `channel.ChannelObserver`."""
+
+    def __init__(self, paths: InstancePaths, plan: LaunchPlan, version: str, announce: Announce) -> None:
+        self._paths = paths
+        self._plan = plan
+        self._version = version
+        self._announce = announce
+        self.events = EventLog(paths.agent_log)
+        hello = Hello(*PROTOCOL_VERSIONS, frozenset({"tcp", "udp", "exec"}), version, "", "")
+        self._channel = Channel(paths.channel_socket, hello, self)
+        self._forwarder = Forwarder(self._channel, plan.rules, self._forward_changed)
+        self._phases = PhaseClock()
+        self._phase_changed = trio.Event()
+        self._started = time.time()
+        self._machine: Machine | None = None
+        self._monitor: Monitor | None = None
+        self._ready = False
+        self._stopping = False
+        self._stop_step = ""
+        self._exited = trio.Event()
+        self._peer: Hello | None = None
+        self._guest_status: Status | None = None
+        self._trouble = ""
+        self._snapshot: set[Port] = set()
+
+    @property
+    def ready(self) -> bool:
+        """Whether the guest's ports have been known once."""
+        return self._ready
+
+    # ------------------------------------------------------------------ life
+
+    async def run(self) -> None:
+        """Serve until QEMU has ended; raises `UserError` when it cannot be started."""
+        try:
+            machine = await self._obtain_machine()
+        except UserError as exc:
+            self._report(self._phases.fail(trio.current_time(), str(exc)))
+            raise
+        async with open_monitor(machine.monitor_socket) as monitor, trio.open_nursery() as nursery:
+            self._monitor = monitor
+            await nursery.start(self._forwarder.run)
+            await nursery.start(serve_api, self, self._paths.api_socket)
+            nursery.start_soon(self._channel.run)
+            nursery.start_soon(self._watch_monitor, monitor)
+            nursery.start_soon(self._watch_stalls)
+            nursery.start_soon(self._watch_clock)
+            self._begin(Phase.HELLO)
+            status = await machine.wait_exit()
+            self._end_of_machine(status)
+            nursery.cancel_scope.cancel()
+
+    async def _obtain_machine(self) -> Machine:
+        self._begin(Phase.QEMU)
+        machine = attach(self._paths)
+        if machine is None:
+            # What an earlier boot said would be mistaken for this one's last words.
+            self._paths.serial_log.unlink(missing_ok=True)
+            machine = await start(self._plan.machine(self._paths), self._paths)
+            detail = f"{self._plan.accelerator}, pid {machine.identity.pid}"
+        else:
+            detail = f"attached to the running one, pid {machine.identity.pid}"
+        self._machine = machine
+        self._report(self._phases.end(trio.current_time(), detail))
+        return machine
+
+    def _end_of_machine(self, status: int | None) -> None:
+        wanted = self._stopping or status == 0
+        if not self._ready and not self._stopping and (phase := self._phases.current) is not None:
+            lines = "\n".join(last_lines(self._paths.serial_log, CONSOLE_LINES))
+            self._report(self._phases.fail(trio.current_time(), f"QEMU ended during {phase}\n{lines}"))
+        self.events.append("state", state=InstanceState.STOPPED, reason="" if wanted else f"QEMU ended ({status})")
+        self._exited.set()
+
+    async def stop(self, *, force: bool) -> str:
+        """End the guest: ask its agent, then ACPI, then QEMU, then the kernel. Returns what was needed."""
+        machine = self._machine
+        if machine is None:
+            return "not running"
+        self._stopping = True
+        self.events.append("state", state=InstanceState.STOPPING, reason="asked to stop")
+        if not force and self._channel.send(PowerOff(reboot=False)):
+            with trio.move_on_after(GUEST_STOP_BOUND):
+                await self._exited.wait()
+                return "guest agent"
+        bounds = StopBounds(power_button=0) if force or not self._ready else StopBounds()
+        return str(await machine.stop(self._monitor, bounds))
+
+    # ------------------------------------------------------------------ watching
+
+    async def _watch_monitor(self, monitor: Monitor) -> None:
+        try:
+            async for event in monitor.events():
+                self.events.append("qemu", name=event.name, data=event.data)
+        except MonitorError as exc:
+            self.events.append("log", level="warning", message=f"the monitor is gone: {exc}")
+
+    async def _watch_stalls(self) -> None:
+        """Say once for each phase that it takes too long, with the last lines of the console."""
+        while True:
+            self._phase_changed = trio.Event()
+            with trio.move_on_at(self._phases.stall_due()):
+                await self._phase_changed.wait()
+                continue
+            detail = "\n".join(last_lines(self._paths.serial_log, CONSOLE_LINES))
+            self._report(self._phases.stall(trio.current_time(), detail or "the serial console is silent"))
+
+    async def _watch_clock(self) -> None:
+        """Tell the guest the time after the host's clock jumped against its steady one."""
+        offset = time.time() - trio.current_time()
+        while True:
+            await trio.sleep(CLOCK_INTERVAL)
+            now_offset = time.time() - trio.current_time()
+            if abs(now_offset - offset) > CLOCK_JUMP:
+                self._channel.send(Clock(time.time_ns()))
+            offset = now_offset
+
+    # ------------------------------------------------------------------ what the channel says
+
+    def generation_started(self, peer: Hello) -> None:
+        """The guest agent is there."""
+        rebooted = self._peer is not None and self._peer.boot_id != peer.boot_id
+        self._peer, self._trouble = peer, ""
+        self._snapshot = set()
+        if rebooted:
+            self._forwarder.replace(())
+            self._forwarder.stall()
+        self._channel.send(Clock(time.time_ns()))
+        self.events.append("guest", agent="present", version=peer.agent_version, boot_id=peer.boot_id)
+        if self._phases.current is Phase.HELLO:
+            self._report(self._phases.end(trio.current_time(), peer.description))
+            self._begin(Phase.PORTS)
+
+    def generation_ended(self, reason: str, *, fault: bool) -> None:
+        """The guest agent is away."""
+        self._trouble = reason
+        self.events.append("guest", agent="away", reason=reason, fault=fault)
+        self._forwarder.stall()
+
+    def incompatible(self, peer: Hello) -> None:
+        """The guest agent is of another age."""
+        self._trouble = (
+            f"guest agent {peer.agent_version} speaks protocol {peer.lowest_version} to {peer.highest_version}, and "
+            f"this hostagent {PROTOCOL_VERSIONS[0]} to {PROTOCOL_VERSIONS[1]}: `hostagent down` and `hostagent up` "
+            "install the agent that fits"
+        )
+        self.events.append("guest", agent="incompatible", reason=self._trouble)
+
+    def message(self, message: Message) -> None:
+        """Ports, their owners, and how the guest agent is doing."""
+        match message:
+            case PortsSnapshot():
+                self._snapshot.update(message.ports)
+                if len(self._snapshot) > MAX_PORTS:
+                    self._too_many_ports()
+                elif message.last:
+                    self._forwarder.replace(self._snapshot)
+                    self._snapshot = set()
+                    self._now_ready()
+            case PortsChanged():
+                if not self._forwarder.change(message.opened, message.closed):
+                    self._too_many_ports()
+            case PortOwners():
+                self._forwarder.name_owners(message.owners)
+            case Status():
+                self._guest_status = message
+            case _:
+                pass  # what only a guest is told
+
+    def _too_many_ports(self) -> None:
+        if not self._trouble:
+            self._trouble = f"the guest opened more than {MAX_PORTS} ports; the rest is not forwarded"
+            self.events.append("log", level="warning", message=self._trouble)
+
+    def _now_ready(self) -> None:
+        if self._phases.current is Phase.PORTS:
+            self._report(self._phases.end(trio.current_time(), f"{len(self._forwarder.forwards)} ports"))
+            self._ready = True
+            self.events.append("state", state=InstanceState.RUNNING, reason="")
+            self._announce({"event": "ready", "name": self._paths.name})
+
+    # ------------------------------------------------------------------ what is shown
+
+    def _begin(self, phase: Phase) -> None:
+        self._report(self._phases.begin(phase, trio.current_time()))
+
+    def _report(self, report: PhaseReport) -> None:
+        self.events.append("phase", **asdict(report))
+        self._announce({"event": "phase", **asdict(report)})
+        self._phase_changed.set()
+
+    def _forward_changed(self, forward: Forward, present: bool) -> None:
+        owner = forward.owner
+        self.events.append(
+            "forward",
+            protocol=forward.protocol,
+            guest=str(forward.guest),
+            host=[str(endpoint) for endpoint in forward.host],
+            state=forward.state if present else "gone",
+            reason=forward.reason if present else "the guest closed the port",
+            process=owner.process if owner else None,
+        )
+
+    def forwards(self) -> Sequence[Forward]:
+        """All forwards, in the order of their guest ports."""
+        return self._forwarder.forwards
+
+    def status(self) -> dict[str, object]:
+        """The JSON of `hostagent status`."""
+        self._channel.send(StatusRequest())  # for the next time: an answer is not waited for
+        plan, peer, guest = self._plan, self._peer, self._guest_status
+        state = instance_state(
+            qemu_runs=not self._exited.is_set(),
+            ready=self._ready,
+            agent_present=self._channel.running,
+            stopping=self._stopping,
+        )
+        return {
+            "name": self._paths.name,
+            "state": state,
+            "reason": self._trouble,
+            "directory": str(self._paths.directory),
+            "version": self._version,
+            "since": self._started,
+            "architecture": plan.architecture,
+            "cpus": plan.cpus,
+            "memory": plan.memory,
+            "disk": plan.disk_size,
+            "image": plan.image,
+            "accelerator": {"name": plan.accelerator, "warning": plan.accelerator_warning},
+            "qemu_pid": self._machine.identity.pid if self._machine else None,
+            "phases": {str(phase): round(seconds, 3) for phase, seconds in self._phases.durations.items()},
+            "guest_agent": {
+                "present": self._channel.running,
+                "version": peer.agent_version if peer else None,
+                "seed_version": plan.agent_version,
+                "boot_id": peer.boot_id if peer else None,
+                "description": peer.description if peer else None,
+                "capabilities": sorted(peer.capabilities) if peer else [],
+                "sources": [asdict(source) for source in guest.sources] if guest else [],
+                "counters": dict(guest.counters) if guest else {},
+            },
+        }
+
+    @asynccontextmanager
+    async def execute(self, target: CommandTarget) -> AsyncIterator[GuestExecution]:
+        """Start a command in the guest; raises `UserError` when that cannot be done."""
+        user = target.user or self._plan.user
+        environment = (*self._plan.environment, *target.environment)
+        execution = GuestExecution(self._channel)
+        try:
+            await execution.start(
+                CommandTarget(target.arguments, environment, user, target.directory, target.terminal)
+            )
+            yield execution
+        finally:
+            execution.close()

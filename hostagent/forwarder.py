@@ -1,0 +1,249 @@
+"""Keeps the host's listeners and the table of forwards in step with what the guest says.
+
+The guest's ports and the rules give a plan (`hostagent.forward_rules`); the difference between the plan and the
+listeners that are there is carried out: those that nobody wants are closed, missing ones are opened. A listener that
+cannot be had is tried again every `RETRY` seconds until it can. There is no event for that without root: the kernel
+tells only CAP_NET_ADMIN about the end of other processes' sockets.
+
+While the guest agent is away the listeners stay and their forwards are `stalled`; a guest that booted anew has none
+of its old ports, so everything goes at once.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+import trio
+
+from hostagent.channel import Channel
+from hostagent.forward_rules import Decision, ForwardRule, ListenerKey, Plan, plan
+from hostagent.forwards import Endpoint, Forward, ForwardState, Traffic
+from hostagent.port_holder import port_holder
+from hostagent.stream_socket import listen
+from hostagent.tcp_listener import accept_connections
+from hostagent.udp_listener import UdpListener
+from protocol.limits import MAX_PORTS
+from protocol.ports import Port, PortOwner, Protocol
+from protocol.stream_messages import SocketTarget
+
+RETRY = 0.5
+
+_UNAVAILABLE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+
+
+class _Listener:
+    """One wanted host listener: its socket's task, or why there is none."""
+
+    def __init__(self) -> None:
+        self.sock: socket.socket | None = None
+        self.error: OSError | None = None
+        self.holder = ""
+
+    def close(self) -> None:
+        """Free the port at once; its task notices."""
+        if self.sock is not None:
+            trio.lowlevel.notify_closing(self.sock)
+            self.sock.close()
+
+
+class Forwarder:
+    """The forwards of one instance. `changed` hears of every forward whose state changed, and of those that went."""
+
+    def __init__(
+        self, channel: Channel, rules: Sequence[ForwardRule], changed: Callable[[Forward, bool], None]
+    ) -> None:
+        self._channel = channel
+        self._rules = tuple(rules)
+        self._changed = changed
+        self._ports: set[Port] = set()
+        self._owners: dict[Port, PortOwner] = {}
+        self._forwards: dict[Port, Forward] = {}
+        self._listeners: dict[ListenerKey, _Listener] = {}
+        self._plan = Plan({}, {})
+        self._idle_traffic = Traffic()
+        self._ready = trio.Event()
+        self._failed = trio.Event()
+        self._nursery: trio.Nursery | None = None
+        self._connections: trio.Nursery | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Serve until cancelled."""
+        async with trio.open_nursery() as connections, trio.open_nursery() as nursery:
+            self._connections, self._nursery = connections, nursery
+            task_status.started()
+            await self._retry()
+
+    @property
+    def forwards(self) -> list[Forward]:
+        """All forwards, in the order of their guest ports."""
+        return [self._forwards[port] for port in sorted(self._forwards, key=lambda p: (p.number, p))]
+
+    # ------------------------------------------------------------------ what the guest says
+
+    def replace(self, ports: Iterable[Port]) -> None:
+        """The guest's whole list of ports."""
+        self._ports = set(ports)
+        self._owners = {port: owner for port, owner in self._owners.items() if port in self._ports}
+        self._ready.set()
+        self._apply()
+
+    def change(self, opened: Iterable[Port], closed: Iterable[Port]) -> bool:
+        """Ports that opened and closed; False when there are more than `MAX_PORTS`, and new ones were left out."""
+        self._ports.difference_update(closed)
+        for port in closed:
+            self._owners.pop(port, None)
+        fits = len(self._ports.union(opened)) <= MAX_PORTS
+        if fits:
+            self._ports.update(opened)
+        self._apply()
+        return fits
+
+    def name_owners(self, owners: Iterable[tuple[Port, PortOwner]]) -> None:
+        """Who holds ports that are known already."""
+        for port, owner in owners:
+            if (forward := self._forwards.get(port)) is not None:
+                self._owners[port] = forward.owner = owner
+                self._changed(forward, True)
+
+    def stall(self) -> None:
+        """The guest agent is away."""
+        self._ready = trio.Event()
+        self._update_states()
+
+    # ------------------------------------------------------------------ listeners
+
+    def _apply(self) -> None:
+        """Make the listeners and the table what the ports and rules ask for."""
+        self._plan = plan(self._ports, self._rules)
+        for key in self._listeners.keys() - self._plan.targets.keys():
+            self._listeners.pop(key).close()
+        for key in self._plan.targets.keys() - self._listeners.keys():
+            self._listeners[key] = _Listener()
+            self._open(key)
+        for port in self._forwards.keys() - self._plan.decisions.keys():
+            self._changed(self._forwards.pop(port), False)
+        self._update_states()
+
+    def _open(self, key: ListenerKey) -> None:
+        listener = self._listeners[key]
+        try:
+            listener.sock = listen(key)
+        except OSError as exc:
+            listener.error = exc
+            if exc.errno not in _UNAVAILABLE:
+                self._failed.set()
+            return
+        listener.error = None
+        listener.holder = ""
+        assert self._nursery is not None
+        self._nursery.start_soon(self._serve, key, listener.sock)
+
+    async def _serve(self, key: ListenerKey, sock: socket.socket) -> None:
+        """Serve one listener until its socket is closed."""
+        assert self._connections is not None
+        with sock:
+            if key.protocol is Protocol.TCP:
+                await accept_connections(
+                    sock,
+                    self._channel,
+                    lambda: self._target(key),
+                    lambda: self._traffic(key),
+                    self._connections,
+                    lambda: self._ready,
+                )
+            else:
+                await UdpListener(sock, self._channel, lambda: self._target(key), lambda: self._traffic(key)).run()
+
+    def _target(self, key: ListenerKey) -> SocketTarget:
+        port = self._plan.targets[key]
+        return SocketTarget(port.address, port.number)
+
+    def _traffic(self, key: ListenerKey) -> Traffic:
+        port = self._plan.targets.get(key)
+        forward = None if port is None else self._forwards.get(port)
+        return self._idle_traffic if forward is None else forward.traffic
+
+    async def _retry(self) -> None:
+        """Try again what could not be had, for as long as it is wanted."""
+        while True:
+            await self._failed.wait()
+            self._failed = trio.Event()
+            for key, listener in list(self._listeners.items()):
+                if listener.error is not None and listener.error.errno == errno.EADDRINUSE and not listener.holder:
+                    listener.holder = await trio.to_thread.run_sync(port_holder, key)
+            self._update_states()
+            await trio.sleep(RETRY)
+            for key, listener in list(self._listeners.items()):
+                if listener.error is not None and listener.error.errno not in _UNAVAILABLE:
+                    self._open(key)
+            self._update_states()
+
+    # ------------------------------------------------------------------ the table
+
+    def _update_states(self) -> None:
+        for port, decision in self._plan.decisions.items():
+            state, reason = self._state(decision)
+            hosts = tuple(key.host for key in decision.listeners if self._shown(key))
+            forward = self._forwards.get(port)
+            if forward is None:
+                forward = self._forwards[port] = Forward(
+                    protocol=port.protocol,
+                    guest=Endpoint(port.address, port.number),
+                    host=hosts,
+                    state=state,
+                    reason=reason,
+                    rule=decision.rule,
+                    since=time.time(),
+                    kind=port.kind,
+                    owner=self._owners.get(port),
+                )
+            elif (forward.state, forward.reason, forward.host) == (state, reason, hosts):
+                continue
+            else:
+                if forward.state is not state:
+                    forward.since = time.time()
+                forward.state, forward.reason, forward.host, forward.rule = state, reason, hosts, decision.rule
+            self._changed(forward, True)
+
+    def _shown(self, key: ListenerKey) -> bool:
+        """Whether the address exists on this host: one without IPv6 has no [::1] to show."""
+        listener = self._listeners.get(key)
+        return listener is None or listener.error is None or listener.error.errno not in _UNAVAILABLE
+
+    def _state(self, decision: Decision) -> tuple[ForwardState, str]:
+        if decision.rival is not None:
+            return ForwardState.CONFLICT, decision.reason
+        if not decision.listeners:
+            return ForwardState.IGNORED, decision.reason
+        troubles = [
+            (self._listeners[key], key)
+            for key in decision.listeners
+            if self._listeners[key].error is not None and self._shown(key)
+        ]
+        if troubles:
+            whole = len(troubles) == sum(1 for key in decision.listeners if self._shown(key))
+            state, reason = _trouble(*troubles[0])
+            return (state, reason) if whole else (ForwardState.LISTENING, f"only partly: {reason}")
+        if not self._ready.is_set():
+            return ForwardState.STALLED, "the guest agent is away: this heals by itself when it is back"
+        return ForwardState.LISTENING, ""
+
+
+def _trouble(listener: _Listener, key: ListenerKey) -> tuple[ForwardState, str]:
+    """State and reason of a listener that could not be opened."""
+    exc = listener.error
+    assert exc is not None
+    match exc.errno:
+        case errno.EADDRINUSE:
+            holder = listener.holder or "another process"
+            return ForwardState.CONFLICT, f"{key.host} is taken by {holder}: it is forwarded as soon as that ends"
+        case errno.EACCES | errno.EPERM:
+            return ForwardState.DENIED, (
+                f"{key.host} is privileged: `sudo sysctl net.ipv4.ip_unprivileged_port_start={key.host.port}` allows "
+                "it, or a rule with another hostPort"
+            )
+        case _:
+            return ForwardState.FAILED, f"{key.host}: {exc.strerror}; tried again every {RETRY} s"

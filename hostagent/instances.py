@@ -1,0 +1,113 @@
+"""The instances on disk: which there are, what state they are in, and how one is deleted."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from hostagent.api_client import request_json
+from hostagent.errors import UserError
+from hostagent.instance_lock import is_locked, try_lock
+from hostagent.lifecycle import InstanceState
+from hostagent.paths import InstancePaths, home
+from hostagent.qemu.pid_file import is_held
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceSummary:
+    """One instance as `list` shows it; sizes in bytes, 0 when unknown."""
+
+    name: str
+    state: InstanceState
+    pid: int | None
+    arch: str
+    cpus: int
+    memory: int
+    disk: int
+    directory: Path
+    error: str
+
+
+def list_instances() -> list[InstanceSummary]:
+    """All instances, by name. A folder that makes no sense is `broken`, and says why."""
+    if not home().is_dir():
+        return []
+    found = []
+    for directory in sorted(home().iterdir()):
+        if directory.is_dir() and not directory.name.startswith("."):
+            found.append(_summary(InstancePaths(directory)))
+    return found
+
+
+def _summary(paths: InstancePaths) -> InstanceSummary:
+    error, plan = "", {}
+    try:
+        plan = json.loads(paths.launch_plan.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        error = "never started: `hostagent up` prepares it"
+    except (OSError, ValueError) as exc:
+        error = f"{paths.launch_plan.name} cannot be read: {exc}"
+    state, pid = _state(paths)
+    if state is InstanceState.DEGRADED:
+        error = "its host agent is gone, and QEMU runs: `hostagent up` takes it over"
+    elif error and state is InstanceState.STOPPED and paths.launch_plan.exists():
+        state = InstanceState.BROKEN
+    return InstanceSummary(
+        name=paths.name,
+        state=state,
+        pid=pid,
+        arch=str(plan.get("architecture", "")),
+        cpus=int(plan.get("cpus", 0)),
+        memory=int(plan.get("memory", 0)),
+        disk=int(plan.get("disk_size", 0)),
+        directory=paths.directory,
+        error=error,
+    )
+
+
+def _state(paths: InstancePaths) -> tuple[InstanceState, int | None]:
+    if is_locked(paths.lock):
+        try:
+            status = request_json(paths.api_socket, "GET", "/v1/status")
+        except UserError:
+            return InstanceState.STARTING, None
+        return InstanceState(str(status["state"])), status["qemu_pid"]
+    if is_held(paths.qemu_pid):
+        return InstanceState.DEGRADED, None
+    if is_locked(paths.up_lock):
+        return InstanceState.STARTING, None
+    return InstanceState.STOPPED, None
+
+
+def find_instance(name: str | None) -> InstancePaths:
+    """The instance `name`, or the only one there is; raises `UserError` that names the candidates otherwise."""
+    names = [summary.name for summary in list_instances()] if home().is_dir() else []
+    if name is None:
+        if len(names) == 1:
+            return InstancePaths.of(names[0])
+        if not names:
+            raise UserError("there is no instance yet", "`hostagent up` makes one")
+        raise UserError("there is more than one instance", f"name one of: {', '.join(names)}")
+    paths = InstancePaths.of(name)
+    if not paths.directory.is_dir():
+        known = f"the instances are: {', '.join(names)}" if names else "there is no instance yet: `hostagent up` makes one"
+        raise UserError(f"there is no instance {name!r}", known)
+    return paths
+
+
+def delete_instance(paths: InstancePaths, *, force: bool) -> None:
+    """Remove the instance and its disk. One that runs is only removed with `force`, which ends it first."""
+    if is_locked(paths.lock) or is_held(paths.qemu_pid):
+        if not force:
+            raise UserError(
+                f"{paths.name} is running", f"`hostagent down {paths.name}` first, or delete it with --force"
+            )
+        from hostagent.startup import down  # noqa: PLC0415 - needed by this path only, and it costs trio
+
+        down(paths, force=True, show=lambda _: None)
+    with try_lock(paths.lock) as free:
+        if not free:
+            raise UserError(f"{paths.name} was started again meanwhile", "try again")
+        shutil.rmtree(paths.directory)

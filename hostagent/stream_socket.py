@@ -1,0 +1,42 @@
+"""Sockets of the host's side of forwards: made so that nothing about them surprises."""
+
+from __future__ import annotations
+
+import socket
+import struct
+
+from hostagent.forward_rules import ListenerKey
+from protocol.ports import Protocol
+
+BACKLOG = 1_024
+_ABORT = struct.pack("ii", 1, 0)
+
+
+def listen(key: ListenerKey) -> socket.socket:
+    """A bound, non-blocking socket for `key`; TCP listens. Raises `OSError`.
+
+    SO_REUSEADDR only for TCP: on Linux it lets two UDP sockets share a port, and one of them hears nothing (socket(7)).
+    """
+    host = key.host
+    family = socket.AF_INET6 if ":" in host.address else socket.AF_INET
+    tcp = key.protocol is Protocol.TCP
+    sock = socket.socket(family, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM)
+    try:
+        sock.setblocking(False)
+        if family is socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        if tcp:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host.address, host.port))
+        if tcp:
+            sock.listen(BACKLOG)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def abort(sock: socket.socket) -> None:
+    """Close with a reset instead of an orderly end (SO_LINGER with no time, socket(7))."""
+    with sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)

@@ -1,0 +1,159 @@
+"""One UDP listener on the host: each client address is a flow with a socket of its own in the guest.
+
+The guest's server therefore sees distinct peers and answers each of them. A flow ends when it was idle for `IDLE`
+seconds, when the guest says that nobody listens (port unreachable), or when `FLOWS` are alive and a new client comes:
+then the one that was idle longest leaves. Datagrams keep their boundaries, 0 to 65,507 bytes. What finds no room is
+dropped and counted, as everywhere with UDP.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections import OrderedDict
+from collections.abc import Callable
+
+import trio
+
+from hostagent.channel import Channel, StreamHandler
+from hostagent.forwards import Traffic
+from protocol.stream_messages import SocketTarget, StreamKind
+from protocol.streams import Stream
+
+FLOWS = 1_024
+IDLE = 90.0
+LARGEST = 65_535
+DATAGRAMS_PER_TURN = 32
+
+Address = tuple[str, int] | tuple[str, int, int, int]
+
+
+class _Flow(StreamHandler):
+    """One client of one listener."""
+
+    def __init__(self, listener: UdpListener, client: Address) -> None:
+        self._listener = listener
+        self.client = client
+        self.stream: Stream | None = None
+        self.last_used = 0.0
+
+    def receive_data(self, payload: bytes) -> None:
+        self._listener.answer(self, payload)
+
+    def receive_reset(self, reason: str) -> None:
+        self._listener.forget(self)
+
+    def refused(self, error: str, reason: str) -> None:
+        self._listener.forget(self)
+
+
+class UdpListener:
+    """The flows of one bound socket. `target` and `traffic` are asked each time: another guest port may take over."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        channel: Channel,
+        target: Callable[[], SocketTarget],
+        traffic: Callable[[], Traffic],
+    ) -> None:
+        self._sock = sock
+        self._channel = channel
+        self._target = target
+        self._traffic = traffic
+        self._flows: OrderedDict[Address, _Flow] = OrderedDict()
+        """Least recently used first."""
+        self._first_flow = trio.Event()
+
+    async def run(self) -> None:
+        """Receive and expire until the socket is closed."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._expire)
+                await self._receive()
+                nursery.cancel_scope.cancel()
+        finally:
+            for flow in list(self._flows.values()):
+                self._end(flow, "the listener was closed")
+            self._channel.flush()
+
+    async def _receive(self) -> None:
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(self._sock)
+            except trio.ClosedResourceError:
+                return
+            self._receive_turn()
+            self._channel.flush()
+
+    def _receive_turn(self) -> None:
+        for _ in range(DATAGRAMS_PER_TURN):
+            try:
+                payload, client = self._sock.recvfrom(LARGEST)
+            except BlockingIOError:
+                return
+            except OSError:
+                continue  # an ICMP error of an earlier answer; recvmsg(2) reports it once
+            self._send(client, payload)
+
+    def _send(self, client: Address, payload: bytes) -> None:
+        traffic = self._traffic()
+        flow = self._flows.get(client) or self._begin(client)
+        if flow is None or flow.stream is None or not self._channel.connection.send_data(flow.stream, payload):
+            traffic.datagrams_dropped += 1
+            return
+        flow.last_used = trio.current_time()
+        self._flows.move_to_end(client)
+        traffic.datagrams_to_guest += 1
+        traffic.bytes_to_guest += len(payload)
+
+    def _begin(self, client: Address) -> _Flow | None:
+        if len(self._flows) >= FLOWS:
+            self._end(next(iter(self._flows.values())), "another client needs the place")
+        flow = _Flow(self, client)
+        flow.stream = self._channel.open(StreamKind.UDP, self._target(), flow)
+        if flow.stream is None:
+            return None
+        self._flows[client] = flow
+        traffic = self._traffic()
+        traffic.connections += 1
+        traffic.connections_total += 1
+        self._first_flow.set()
+        return flow
+
+    def answer(self, flow: _Flow, payload: bytes) -> None:
+        """Give the client a datagram of the guest."""
+        traffic = self._traffic()
+        try:
+            self._sock.sendto(payload, flow.client)
+        except OSError:
+            traffic.datagrams_dropped += 1
+            return
+        flow.last_used = trio.current_time()
+        self._flows.move_to_end(flow.client)
+        traffic.datagrams_to_host += 1
+        traffic.bytes_to_host += len(payload)
+
+    def forget(self, flow: _Flow) -> None:
+        """The flow's stream is over."""
+        if self._flows.get(flow.client) is flow:
+            del self._flows[flow.client]
+            self._traffic().connections -= 1
+
+    def _end(self, flow: _Flow, reason: str) -> None:
+        self.forget(flow)
+        if flow.stream is not None:
+            self._channel.forget(flow.stream)
+            self._channel.connection.send_reset(flow.stream, reason)
+
+    async def _expire(self) -> None:
+        """End flows that were idle for `IDLE`; sleeps for ever while there is none."""
+        while True:
+            if not self._flows:
+                self._first_flow = trio.Event()
+                await self._first_flow.wait()
+            oldest = next(iter(self._flows.values()))
+            if (due := oldest.last_used + IDLE) > trio.current_time():
+                await trio.sleep_until(due)
+            else:
+                self._end(oldest, "idle")
+                self._channel.flush()

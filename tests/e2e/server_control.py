@@ -1,0 +1,78 @@
+"""The host's end of a guest_server.py: its requests as methods."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+
+class GuestServerError(Exception):
+    """The guest server could not do what was asked; `error` is an errno name or the name of the exception."""
+
+    def __init__(self, error: str, message: str) -> None:
+        super().__init__(f"{error}: {message}")
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """How a shell command in the guest ended; `output` is stdout and stderr together."""
+
+    status: int
+    output: str
+
+
+class GuestServer:
+    """Requests over `stream`, one at a time; safe to call from several tasks."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._pending = b""
+        self._turn = trio.Lock()
+
+    async def request(self, do: str, *, seconds: float = 20.0, **fields: Any) -> dict[str, Any]:
+        """The fields of the answer; raises `GuestServerError`, and `trio.TooSlowError` after `seconds`."""
+        async with self._turn:
+            with trio.fail_after(seconds):
+                await self._stream.send_all(json.dumps({"do": do, **fields}).encode() + b"\n")
+                answer: dict[str, Any] = json.loads(await self._line())
+        if not answer.pop("ok"):
+            raise GuestServerError(answer["error"], answer["message"])
+        return answer
+
+    async def _line(self) -> bytes:
+        while b"\n" not in self._pending:
+            data = await self._stream.receive_some()
+            if not data:
+                raise trio.BrokenResourceError("the guest server's control line ended")
+            self._pending += data
+        line, _, self._pending = self._pending.partition(b"\n")
+        return line
+
+    async def tcp(self, kind: str, host: str, port: int = 0, backlog: int = 512) -> int:
+        """Listen; the port."""
+        return int((await self.request("tcp", kind=kind, host=host, port=port, backlog=backlog))["port"])
+
+    async def udp(self, kind: str, host: str, port: int = 0) -> int:
+        """Bind; the port."""
+        return int((await self.request("udp", kind=kind, host=host, port=port))["port"])
+
+    async def close(self, port: int) -> None:
+        """Close every listener and UDP socket of `port`."""
+        await self.request("close", port=port)
+
+    async def counters(self) -> dict[str, int]:
+        """Counters since the server's start; one that never counted is missing."""
+        return await self.request("stat")
+
+    async def processes(self, pattern: str) -> list[dict[str, Any]]:
+        """Processes whose command line matches `pattern`: pid, rss (KiB), ticks, command."""
+        found: list[dict[str, Any]] = (await self.request("processes", pattern=pattern))["processes"]
+        return found
+
+    async def run(self, command: str, limit: float = 30.0) -> Ran:
+        """Run `command` with the guest's /bin/sh, at most `limit` seconds."""
+        return Ran(**await self.request("run", seconds=limit + 5, command=command, limit=limit))

@@ -10,7 +10,7 @@ from hostagent.errors import UserError
 MAX_WORDS = 400
 """Characters of QEMU's output in a message; the whole of it is in the log."""
 
-_PROGRAM = re.compile(r"^\S*qemu-system-\w+: ")
+_PROGRAM = re.compile(r"^(?:\S*qemu-system-\w+|qemu): (?:error: )?")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 _HINTS: tuple[tuple[re.Pattern[str], str], ...] = (
@@ -30,10 +30,11 @@ _LOCKED_PATH = re.compile(r"another process using the image \[(?P<path>[^\]]*)\]
 
 
 def words_of(output: str) -> str:
-    """The essence of QEMU's output: without its own name, warnings and control characters, and bounded."""
+    """The essence of QEMU's output: no name, warnings, failed assertions or control characters, and bounded."""
     lines = [_PROGRAM.sub("", _CONTROL.sub("", line)).strip() for line in output.splitlines()]
     said = [line for line in lines if line and not line.startswith(("warning:", "info:"))]
-    return "; ".join(said)[:MAX_WORDS]
+    # an assertion is for QEMU's developers, unless nothing else was said
+    return "; ".join([line for line in said if "Assertion `" not in line] or said)[:MAX_WORDS]
 
 
 def death_error(output: str, log: Path, status: int | None) -> UserError:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from hostagent.config.mistakes import quoted
-from hostagent.config.schema import GIB, MIB
+from hostagent.config.values import GIB, MIB
 
 UNKNOWN_KEY: Final = "extra_forbidden"
 UNKNOWABLE: Final = "default_factory_not_called"

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from hostagent.config.schema import ALL_PORTS, GIB, MIB, Config, Image, Kernel, PortForward, Ssh, User, parse_size
+from hostagent.config.schema import ALL_PORTS, Config, Image, Kernel, PortForward, Ssh, User
+from hostagent.config.values import GIB, MIB
 
 ADDRESSES = st.ip_addresses().map(str)
 PORTS = st.integers(1, 65535)
@@ -23,30 +24,6 @@ def wrong_keys(model: Any, **keys: Any) -> list[str]:
     with pytest.raises(ValidationError) as caught:
         model.model_validate(keys, by_alias=True, by_name=False)
     return [".".join(map(str, error["loc"])) for error in caught.value.errors()]
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("4GiB", 4 * GIB),
-        ("512MiB", 512 * MIB),
-        ("512m", 512 * MIB),
-        ("1.5 g", 3 * GIB // 2),
-        ("2kb", 2048),
-        ("1024", 1024),
-        ("7B", 7),
-        ("0.1k", 102),
-        (5, 5),
-    ],
-)
-def test_sizes_are_read_as_lima_reads_them(text: object, size: int) -> None:
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "GiB", "4 apples", "-1G", "1e9", "\u0661GiB", "4GiB "])
-def test_what_is_no_size(text: str) -> None:
-    with pytest.raises(ValueError, match="must be a size"):
-        parse_size(text)
 
 
 @pytest.mark.parametrize(

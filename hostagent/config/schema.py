@@ -131,6 +131,7 @@ class Image(_Model):
 
     @model_validator(mode="after")
     def _has_a_source(self) -> Image:
+        """Of the whole model on purpose: beside a misspelt `location`, this would say the same mistake twice."""
         if not self.location and not self.build:
             raise ValueError("an image needs a location or a build")
         return self

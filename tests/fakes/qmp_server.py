@@ -5,9 +5,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +54,10 @@ class QmpServer:
     async def _serve(self, listener: trio.SocketListener) -> None:
         while True:
             self._stream = await listener.accept()
-            try:
-                await self._handle(self._stream)
-            except (trio.BrokenResourceError, trio.ClosedResourceError):
-                continue  # either side hung up, which is what the test wanted
+            async with self._stream:
+                # either side hung up, which is what the test wanted
+                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    await self._handle(self._stream)
 
     async def _handle(self, stream: trio.SocketStream) -> None:
         if self.greets:
@@ -79,7 +79,7 @@ class QmpServer:
         self._arrived = trio.Event()
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def qmp_server(path: Path) -> AsyncIterator[QmpServer]:
     """A server that listens on the unix socket `path` until the end of the block."""
     server = QmpServer()

@@ -72,12 +72,15 @@ class DumpSchedule:
         """Whether live events see both the opening and the closing of ports."""
         return self._covered
 
-    def wake(self, now: float) -> float:
-        """An event came: look soon. Returns the seconds until that look, during which more events change nothing."""
+    def wake(self, now: float) -> None:
+        """An event came: look soon."""
         self._unexplained = 0
         if not self._woken:
             self._woken = True
             self._had_to_wait = now < self._earliest
+
+    def wait(self, now: float) -> float:
+        """Seconds during which further events change nothing."""
         return max(self._earliest - now, 0.0)
 
     def due(self) -> float:

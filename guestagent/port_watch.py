@@ -124,7 +124,7 @@ class PortWatch:
         return (
             *(state.report() for source in self._sources for state in source.states),
             WakeupSource("safety tick", True, "", self.counters().misses + self._finds),
-            WakeupSource("sock_diag dump", not reason, reason, 0),
+            WakeupSource("sock_diag dump", not reason, f"{reason} (/proc/net is read)" if reason else "", 0),
         )
 
     def counters(self) -> WatchCounters:
@@ -153,13 +153,16 @@ class PortWatch:
         raise AssertionError("the loop above ends only by being cancelled")
 
     def wake(self, protocols: frozenset[Protocol], pids: Sequence[int] = ()) -> float:
-        """Look at `protocols` soon; see `wakeups.Watch`."""
-        now = trio.current_time()
-        waits = [self._schedules[protocol].wake(now) for protocol in protocols if protocol in self._schedules]
+        """Look at `protocols`, at once if it is time; see `wakeups.Watch`."""
         for pid in pids[:_MAX_THREAD_HINTS]:
             self._threads[pid] = None
+        now = trio.current_time()
+        for protocol in protocols:
+            self._schedules[protocol].wake(now)
+        self._look_at_what_is_due()  # here and not in the loop: a task switch costs milliseconds under emulation
         self._woken.set()
-        return min(waits, default=0.0)
+        now = trio.current_time()
+        return min((self._schedules[protocol].wait(now) for protocol in protocols), default=0.0)
 
     def is_open(self, protocol: Protocol, number: int) -> bool:
         """Whether a port with that number is known to be open, at any address."""
@@ -185,9 +188,12 @@ class PortWatch:
             with trio.move_on_at(min(schedule.due() for schedule in self._schedules.values())):
                 await self._woken.wait()
             self._woken = trio.Event()
-            for protocol, schedule in self._schedules.items():
-                if cause := schedule.begin(trio.current_time()):
-                    self._look(protocol, schedule, cause)
+            self._look_at_what_is_due()
+
+    def _look_at_what_is_due(self) -> None:
+        for protocol, schedule in self._schedules.items():
+            if cause := schedule.begin(trio.current_time()):
+                self._look(protocol, schedule, cause)
 
     def _cover(self) -> None:
         """Tell the schedules which protocols are watched over by live events."""

@@ -65,6 +65,7 @@ class SocketReader:
         self._proc = proc
         self._use_sock_diag = use_sock_diag
         self._socket: socket.socket | None = None
+        self._buffer = memoryview(bytearray(_RECEIVE_SIZE))
         self._sequence = 0
         self._missing: dict[Protocol, tuple[str, float]] = {}
         self._records = {protocol: DiagRecords(protocol) for protocol in Protocol}
@@ -78,9 +79,9 @@ class SocketReader:
             self._socket = None
 
     def reason(self) -> str:
-        """Why /proc/net is read, in words; empty while sock_diag answers for every protocol."""
+        """Why /proc/net is read instead, in words; empty while sock_diag answers for every protocol."""
         if not self._use_sock_diag:
-            return "sock_diag is turned off; /proc/net is read"
+            return "sock_diag is turned off"
         return "; ".join(f"{protocol}: {reason}" for protocol, (reason, _) in sorted(self._missing.items()))
 
     def read(self, protocol: Protocol) -> frozenset[ListeningSocket]:
@@ -96,7 +97,7 @@ class SocketReader:
         except _TryAgainError:
             return self._read_proc_net(protocol)
         except (OSError, KernelDataError) as exc:
-            self._missing[protocol] = (f"{_explain(exc)}; /proc/net is read", time.monotonic() + RETRY_AFTER)
+            self._missing[protocol] = (_explain(exc), time.monotonic() + RETRY_AFTER)
             return self._read_proc_net(protocol)
         self._missing.pop(protocol, None)
         return sockets
@@ -139,10 +140,10 @@ class SocketReader:
         diag.send(dump_request(protocol, family, self._sequence))
         records: list[bytes] = []
         while True:
-            data, _, flags, _ = diag.recvmsg(_RECEIVE_SIZE)
-            if flags & socket.MSG_TRUNC:
+            size = diag.recv_into(self._buffer, 0, socket.MSG_TRUNC)  # the datagram's true size, even if it is cut
+            if size > _RECEIVE_SIZE:
                 raise _TryAgainError
-            part = parse_diag(data, self._sequence)
+            part = parse_diag(self._buffer[:size].tobytes(), self._sequence)
             if part.interrupted:
                 raise _TryAgainError
             if part.errno:

@@ -13,6 +13,7 @@ Filters are classic BPF (socket(7), SO_ATTACH_FILTER); they see the message from
 from __future__ import annotations
 
 import array
+import contextlib
 import errno
 import socket
 import struct
@@ -22,6 +23,7 @@ from typing import NoReturn
 import trio
 
 from guestagent.netlink import KernelDataError
+from guestagent.sock_diag import SocketReader
 from guestagent.socket_table import parse_destroyed
 from guestagent.wakeups import NOTHING, SourceState, SourceUnavailableError, Watch, explain, went_live
 from protocol.ports import Protocol
@@ -132,12 +134,24 @@ class DestroyedSocketsSource:
             return self._state.covers if any(watch.is_open(self._protocol, number) for number in numbers) else None
 
         groups, program = _DESTROY[self._protocol]
+        _require_dumps(self._protocol)
         try:
             with open_multicast(NETLINK_SOCK_DIAG, groups, program) as listener:
                 went_live(self._state, watch)
                 await follow(listener, self._state, watch, concerns)
         except OSError as exc:
             raise SourceUnavailableError(explain(exc, self._state.name)) from exc
+
+
+def _require_dumps(protocol: Protocol) -> None:
+    """Raise `SourceUnavailableError` where sock_diag knows nothing of `protocol`.
+
+    The kernel lets anyone join the groups, and without the protocol's diag module never sends to them.
+    """
+    with contextlib.closing(SocketReader()) as reader:
+        reader.read(protocol)
+        if reason := reader.reason():
+            raise SourceUnavailableError(reason)
 
 
 class NftablesSource:

@@ -40,6 +40,7 @@ _UDP_FUNCTION = "udp_lib_get_port"
 _UDP_EVENT = "udp_bind"
 _BUFFER_KIB = "64"  # per CPU; what overflows has long woken us
 _READ_SIZE = 16 * 1024
+_PAGE_IS_FULL = 3 * 1024  # one read gives at most a page of whole lines; a shorter one was the last
 _READS_PER_WAKEUP = 8
 _THREAD = re.compile(rb"-([0-9]{1,10}) +\[[0-9]+\]")
 
@@ -102,6 +103,8 @@ class TracefsSource:
             if not part:  # only when someone wrote 0 to the instance's tracing_on
                 raise SourceUnavailableError("tracefs: somebody turned tracing off in our instance")
             parts.append(part)
+            if len(part) < _PAGE_IS_FULL:
+                break
         return b"".join(parts)
 
     def _open(self) -> tuple[int, dict[str, str]]:

@@ -1,0 +1,65 @@
+"""Order, prerequisites and honesty of the whole test run.
+
+The quick tests come first, then those in the tiny guest, then those in the full one: a broken parser shows in seconds,
+not after a boot. A missing tool ends the run before it begins, with the command that installs it. Nothing is skipped:
+a test that skips itself has failed.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Generator, Iterable
+
+import pytest
+
+ORDER = ("", "tiny_guest", "full_guest")
+"""Kinds of tests by their marker, quickest first; the first has none."""
+
+TOOLS = {
+    "": ("git", "strip", "objdump"),
+    "tiny_guest": ("qemu-system-x86_64", "busybox", "apt-get", "dpkg-deb", "ldd", "setpriv"),
+    "full_guest": ("qemu-system-x86_64", "qemu-img", "mmdebstrap"),
+}
+"""Programs that each kind needs on PATH."""
+
+
+def kind(item: pytest.Item) -> str:
+    """The marker that decides an item's place: the slowest one it has."""
+    return next((marker for marker in reversed(ORDER[1:]) if item.get_closest_marker(marker)), ORDER[0])
+
+
+def missing_tools(kinds: Iterable[str]) -> list[str]:
+    """Programs that tests of `kinds` need and PATH lacks."""
+    return sorted({tool for name in kinds for tool in TOOLS[name] if shutil.which(tool) is None})
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m took away what they do not want
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: ORDER.index(kind(item)))
+    if missing := missing_tools({kind(item) for item in items}):
+        raise pytest.UsageError(
+            f"these tests need programs that are not installed: {', '.join(missing)}. "
+            "`make -C build test` installs them; build/apt-packages.txt names their packages."
+        )
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} skipped itself: {report.longrepr}. Nothing is skipped here; see conftest.py."
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    if report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"{collector.nodeid} skipped itself. Nothing is skipped here; see conftest.py."
+    return report

@@ -19,7 +19,7 @@ import trio
 from hostagent.channel import Channel
 from hostagent.control_api import serve_api
 from hostagent.errors import UserError
-from hostagent.event_log import EventLog
+from hostagent.event_log import EventLog, last_event_id
 from hostagent.execution import GuestExecution
 from hostagent.forwarder import Forwarder
 from hostagent.forwards import Forward
@@ -44,6 +44,9 @@ from protocol.messages import (
 from protocol.ports import Port
 from protocol.stream_messages import CommandTarget
 
+ANSWER_BOUND = 5.0
+"""Seconds that whoever asked for the stop has to hear that it is done."""
+
 GUEST_STOP_BOUND = 90.0
 """Seconds that a guest which was asked to power off may take."""
 
@@ -64,7 +67,7 @@ class Agent:
         self._plan = plan
         self._version = version
         self._announce = announce
-        self.events = EventLog(paths.agent_log)
+        self.events = EventLog(first_id=last_event_id(paths.agent_log) + 1)
         hello = Hello(*PROTOCOL_VERSIONS, frozenset({"tcp", "udp", "exec"}), version, "", "")
         self._channel = Channel(paths.channel_socket, hello, self)
         self._forwarder = Forwarder(self._channel, plan.rules, self._forward_changed)
@@ -75,8 +78,9 @@ class Agent:
         self._monitor: Monitor | None = None
         self._ready = False
         self._stopping = False
-        self._stop_step = ""
         self._exited = trio.Event()
+        self._answered = trio.Event()
+        self._answered.set()
         self._peer: Hello | None = None
         self._guest_status: Status | None = None
         self._trouble = ""
@@ -92,12 +96,21 @@ class Agent:
     async def run(self) -> None:
         """Serve until QEMU has ended; raises `UserError` when it cannot be started."""
         try:
-            machine = await self._obtain_machine()
-        except UserError as exc:
-            self._report(self._phases.fail(trio.current_time(), str(exc)))
-            raise
-        async with open_monitor(machine.monitor_socket) as monitor, trio.open_nursery() as nursery:
-            self._monitor = monitor
+            log = self.events.written_to(self._paths.agent_log)
+        except OSError as exc:
+            raise UserError(f"{self._paths.agent_log} cannot be written: {exc}", "check the folder's rights") from exc
+        with log:
+            try:
+                machine = await self._obtain_machine()
+            except UserError as exc:
+                self._report(self._phases.fail(trio.current_time(), exc.message))
+                raise
+            async with open_monitor(machine.monitor_socket) as monitor:
+                await self._serve(machine, monitor)
+
+    async def _serve(self, machine: Machine, monitor: Monitor) -> None:
+        self._monitor = monitor
+        async with trio.open_nursery() as nursery:
             await nursery.start(self._forwarder.run)
             await nursery.start(serve_api, self, self._paths.api_socket)
             nursery.start_soon(self._channel.run)
@@ -105,8 +118,9 @@ class Agent:
             nursery.start_soon(self._watch_stalls)
             nursery.start_soon(self._watch_clock)
             self._begin(Phase.HELLO)
-            status = await machine.wait_exit()
-            self._end_of_machine(status)
+            self._end_of_machine(await machine.wait_exit())
+            with trio.move_on_after(ANSWER_BOUND):
+                await self._answered.wait()
             nursery.cancel_scope.cancel()
 
     async def _obtain_machine(self) -> Machine:
@@ -130,20 +144,26 @@ class Agent:
             self._report(self._phases.fail(trio.current_time(), f"QEMU ended during {phase}\n{lines}"))
         self.events.append("state", state=InstanceState.STOPPED, reason="" if wanted else f"QEMU ended ({status})")
         self._exited.set()
+        self.events.close()
 
     async def stop(self, *, force: bool) -> str:
         """End the guest: ask its agent, then ACPI, then QEMU, then the kernel. Returns what was needed."""
         machine = self._machine
         if machine is None:
             return "not running"
-        self._stopping = True
-        self.events.append("state", state=InstanceState.STOPPING, reason="asked to stop")
-        if not force and self._channel.send(PowerOff(reboot=False)):
-            with trio.move_on_after(GUEST_STOP_BOUND):
-                await self._exited.wait()
-                return "guest agent"
-        bounds = StopBounds(power_button=0) if force or not self._ready else StopBounds()
-        return str(await machine.stop(self._monitor, bounds))
+        if not self._stopping:
+            self._stopping = True
+            self.events.append("state", state=InstanceState.STOPPING, reason="asked to stop")
+        self._answered = trio.Event()
+        try:
+            if not force and self._channel.send(PowerOff(reboot=False)):
+                with trio.move_on_after(GUEST_STOP_BOUND):
+                    await self._exited.wait()
+                    return "guest agent"
+            bounds = StopBounds(power_button=0) if force else StopBounds()
+            return str(await machine.stop(self._monitor, bounds))
+        finally:
+            self._answered.set()
 
     # ------------------------------------------------------------------ watching
 
@@ -308,9 +328,7 @@ class Agent:
         environment = (*self._plan.environment, *target.environment)
         execution = GuestExecution(self._channel)
         try:
-            await execution.start(
-                CommandTarget(target.arguments, environment, user, target.directory, target.terminal)
-            )
+            await execution.start(CommandTarget(target.arguments, environment, user, target.directory, target.terminal))
             yield execution
         finally:
             execution.close()

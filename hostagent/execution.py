@@ -120,7 +120,9 @@ class GuestExecution(StreamHandler):
     @property
     def _input_open(self) -> bool:
         stream = self._stream
-        return not self._lost and stream is not None and stream.state in (StreamState.OPEN, StreamState.HALF_CLOSED_REMOTE)
+        return (
+            not self._lost and stream is not None and stream.state in (StreamState.OPEN, StreamState.HALF_CLOSED_REMOTE)
+        )
 
     def resize(self, size: TerminalSize) -> None:
         """Tell the command's terminal its new size."""

@@ -45,7 +45,8 @@ class ForwardRule:
     """Matches all of 127.0.0.0/8 and ::1, not only `guest_address`."""
     guest_ports: tuple[int, int] = (1, 65_535)
     host_address: str = LOOPBACK
-    host_ports: tuple[int, int] = (1, 65_535)
+    host_ports: tuple[int, int] | None = None
+    """None means the same as `guest_ports`."""
     ignore: bool = False
 
     def matches(self, port: Port) -> bool:
@@ -67,7 +68,7 @@ class ForwardRule:
 
     def host_port(self, guest_port: int) -> int:
         """The host port for `guest_port`."""
-        return self.host_ports[0] + guest_port - self.guest_ports[0]
+        return (self.host_ports or self.guest_ports)[0] + guest_port - self.guest_ports[0]
 
 
 def _ignore(text: str, *ports: int, protocol: Protocol | None = None, address: str = "") -> list[ForwardRule]:

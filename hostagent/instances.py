@@ -7,7 +7,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from hostagent.api_client import request_json
+from hostagent.api_client import ApiClient
 from hostagent.errors import UserError
 from hostagent.instance_lock import is_locked, try_lock
 from hostagent.lifecycle import InstanceState
@@ -34,11 +34,11 @@ def list_instances() -> list[InstanceSummary]:
     """All instances, by name. A folder that makes no sense is `broken`, and says why."""
     if not home().is_dir():
         return []
-    found = []
-    for directory in sorted(home().iterdir()):
-        if directory.is_dir() and not directory.name.startswith("."):
-            found.append(_summary(InstancePaths(directory)))
-    return found
+    return [
+        _summary(InstancePaths(directory))
+        for directory in sorted(home().iterdir())
+        if directory.is_dir() and not directory.name.startswith(".")
+    ]
 
 
 def _summary(paths: InstancePaths) -> InstanceSummary:
@@ -70,10 +70,11 @@ def _summary(paths: InstancePaths) -> InstanceSummary:
 def _state(paths: InstancePaths) -> tuple[InstanceState, int | None]:
     if is_locked(paths.lock):
         try:
-            status = request_json(paths.api_socket, "GET", "/v1/status")
+            status = ApiClient(paths).status()
         except UserError:
             return InstanceState.STARTING, None
-        return InstanceState(str(status["state"])), status["qemu_pid"]
+        pid = status["qemu_pid"]
+        return InstanceState(str(status["state"])), pid if isinstance(pid, int) else None
     if is_held(paths.qemu_pid):
         return InstanceState.DEGRADED, None
     if is_locked(paths.up_lock):
@@ -92,7 +93,9 @@ def find_instance(name: str | None) -> InstancePaths:
         raise UserError("there is more than one instance", f"name one of: {', '.join(names)}")
     paths = InstancePaths.of(name)
     if not paths.directory.is_dir():
-        known = f"the instances are: {', '.join(names)}" if names else "there is no instance yet: `hostagent up` makes one"
+        known = (
+            f"the instances are: {', '.join(names)}" if names else "there is no instance yet: `hostagent up` makes one"
+        )
         raise UserError(f"there is no instance {name!r}", known)
     return paths
 
@@ -104,7 +107,7 @@ def delete_instance(paths: InstancePaths, *, force: bool) -> None:
             raise UserError(
                 f"{paths.name} is running", f"`hostagent down {paths.name}` first, or delete it with --force"
             )
-        from hostagent.startup import down  # noqa: PLC0415 - needed by this path only, and it costs trio
+        from hostagent.shutdown import down  # needed by this path only, and it costs trio's import
 
         down(paths, force=True, show=lambda _: None)
     with try_lock(paths.lock) as free:

@@ -86,11 +86,16 @@ def read_plan(path: Path) -> LaunchPlan:
         return LaunchPlan(**values, rules=rules, host_forwards=forwards, environment=environment)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as exc:
         raise UserError(
-            f"{path} cannot be used: {exc}", "run `hostagent up` with the configuration file again, or delete the instance"
+            f"{path} cannot be used: {exc}",
+            "run `hostagent up` with the configuration file again, or delete the instance",
         ) from exc
 
 
 def _rule(values: dict[str, Any]) -> ForwardRule:
-    protocol = values.pop("protocol")
-    ranges = {key: tuple(values.pop(key)) for key in ("guest_ports", "host_ports")}
-    return ForwardRule(protocol=None if protocol is None else Protocol(protocol), **ranges, **values)
+    protocol, guest_ports, host_ports = (values.pop(key) for key in ("protocol", "guest_ports", "host_ports"))
+    return ForwardRule(
+        protocol=None if protocol is None else Protocol(protocol),
+        guest_ports=tuple(guest_ports),
+        host_ports=None if host_ports is None else tuple(host_ports),
+        **values,
+    )

@@ -127,9 +127,10 @@ async def accept_connections(
     connections: trio.Nursery,
     ready: Callable[[], trio.Event],
 ) -> None:
-    """Accept until the listener is closed. `target` and `traffic` are asked for each connection, since another port may take over.
+    """Accept until the listener is closed.
 
-    `ready` gives an event that is set while the guest agent is there.
+    `target` and `traffic` are asked for each connection, since another guest port may take over the listener. `ready`
+    gives an event that is set while the guest agent is there.
     """
     while True:
         try:

@@ -1,0 +1,110 @@
+"""`hostagent up`: from a configuration, a template or a name to an instance that is ready.
+
+What needs the user's eyes (mistakes in the file, a download, a build) happens here, in the command's own process, one
+phase after the other. Then the host agent is started as a process of its own, and what it says is passed on until the
+instance is ready.
+
+What a later command finds: until QEMU was started once, a new instance that did not come to be is removed as if it
+had never been asked for; after that its disk stays. Two `up` at once: one prepares, the other waits, and then finds
+it running. An instance whose host agent died gets a new one, and its guest notices nothing.
+"""
+
+from __future__ import annotations
+
+import getpass
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import trio
+
+from hostagent.agent_main import run_agent
+from hostagent.agent_process import start_agent
+from hostagent.config.resolved import dump_resolved
+from hostagent.errors import UserError
+from hostagent.instance_lock import is_locked, try_lock
+from hostagent.launch_plan import write_plan
+from hostagent.lifecycle import Phase
+from hostagent.paths import InstancePaths, cache, home
+from hostagent.phases import Show, ShownPhases
+from hostagent.preparation import prepare
+from hostagent.qemu.machine import attach
+from hostagent.startup_request import StartupRequest, startup_request
+
+_LOCK_INTERVAL = 0.2
+
+
+def up(argument: str | None, *, name: str | None, foreground: bool, show: Show) -> InstancePaths:
+    """Bring an instance up and return its paths; raises `UserError`. Ctrl-C leaves nothing half done behind."""
+    phases = ShownPhases(show)
+    with phases.shown(Phase.VALIDATE) as detail:
+        request = startup_request(argument, name)
+        detail.append(request.paths.name)
+    for warning in request.loaded.warnings:
+        phases.warn(warning.described(argument or request.paths.name))
+    trio.run(_up, request, phases, foreground, show, strict_exception_groups=False)
+    return request.paths
+
+
+async def _up(request: StartupRequest, phases: ShownPhases, foreground: bool, show: Show) -> None:
+    paths = request.paths
+    with _folder(paths) as used:
+        async with _prepare_alone(paths, show):
+            if is_locked(paths.lock):
+                used.append(paths)
+                _say_running(request, show)
+                return
+            if attach(paths) is not None:
+                show({"event": "notice", "message": f"the QEMU of {paths.name} runs without a host agent: taking over"})
+            else:
+                plan = await prepare(paths, request.loaded.config, cache(), phases, getpass.getuser())
+                paths.config.write_text(request.loaded.text, encoding="utf-8")
+                paths.resolved_config.write_text(dump_resolved(request.loaded.config), encoding="utf-8")
+                write_plan(paths.launch_plan, plan)
+            if not foreground:
+                await start_agent(paths, show)
+        used.append(paths)
+        if foreground:
+            await run_agent(paths, show)
+
+
+def _say_running(request: StartupRequest, show: Show) -> None:
+    paths = request.paths
+    show({"event": "notice", "message": f"{paths.name} is running already"})
+    if not request.from_instance and paths.config.read_text(encoding="utf-8") != request.loaded.text:
+        message = f"it runs with an older configuration: `hostagent down {paths.name}`, then `up` again, to change it"
+        show({"event": "warning", "message": message})
+
+
+@contextmanager
+def _folder(paths: InstancePaths) -> Iterator[list[InstancePaths]]:
+    """Make the instance's folder; remove it again if it is new and the block neither ends well nor started QEMU."""
+    new = not paths.directory.exists()
+    used: list[InstancePaths] = []
+    try:
+        home().mkdir(mode=0o700, parents=True, exist_ok=True)
+        paths.directory.mkdir(mode=0o700, exist_ok=True)
+    except OSError as exc:
+        raise UserError(
+            f"{paths.directory} cannot be made: {exc.strerror}", "set HOSTAGENT_HOME to a folder you may write to"
+        ) from exc
+    try:
+        yield used
+    finally:
+        if new and not used and not paths.serial_log.exists():
+            shutil.rmtree(paths.directory)
+
+
+@asynccontextmanager
+async def _prepare_alone(paths: InstancePaths, show: Show) -> AsyncIterator[None]:
+    """Wait until no other `up` prepares this instance, and be the one that does."""
+    told = False
+    while True:
+        with try_lock(paths.up_lock) as held:
+            if held:
+                yield
+                return
+        if not told:
+            told = True
+            show({"event": "notice", "message": f"another `hostagent up` is starting {paths.name}: waiting for it"})
+        await trio.sleep(_LOCK_INTERVAL)

@@ -1,0 +1,61 @@
+"""What `hostagent up ARGUMENT` means: a configuration file, an instance, or a template."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hostagent.config.loader import LoadedConfig, load_config, read_config
+from hostagent.config.templates import template_names, template_text
+from hostagent.errors import UserError
+from hostagent.paths import InstancePaths, check_name, home
+
+DEFAULT = "default"
+_CONFIG_SUFFIXES = (".yaml", ".yml")
+
+
+@dataclass(frozen=True, slots=True)
+class StartupRequest:
+    """One instance, and how it is to be configured."""
+
+    paths: InstancePaths
+    loaded: LoadedConfig
+    from_instance: bool
+    """Whether the configuration is the one that the instance has already."""
+
+
+def startup_request(argument: str | None, name: str | None) -> StartupRequest:
+    """Resolve what the user typed; raises `UserError`. In doubt it is an instance, since that loses nothing.
+
+    Without an argument: the only instance there is, or the default template where there is none.
+    """
+    if argument is None:
+        argument = name or _only_instance()
+    path = Path(argument)
+    if path.suffix in _CONFIG_SUFFIXES or "/" in argument:
+        paths = InstancePaths.of(name or _name_from(path))
+        return StartupRequest(paths, read_config(path), from_instance=False)
+    paths = InstancePaths.of(name or argument)
+    if paths.config.exists() and argument in (paths.name, DEFAULT):
+        return StartupRequest(paths, read_config(paths.config), from_instance=True)
+    if argument in template_names():
+        loaded = load_config(template_text(argument).encode(), f"template {argument}")
+        return StartupRequest(paths, loaded, from_instance=False)
+    raise UserError(
+        f"{argument!r} is no instance, no template and no configuration file",
+        f"templates are {', '.join(template_names())}; the name of a configuration file ends in .yaml",
+    )
+
+
+def _only_instance() -> str:
+    names = sorted(path.name for path in home().iterdir() if path.is_dir()) if home().is_dir() else []
+    if len(names) > 1:
+        raise UserError("there is more than one instance", f"name one of: {', '.join(names)}")
+    return names[0] if names else DEFAULT
+
+
+def _name_from(path: Path) -> str:
+    try:
+        return check_name(path.stem.lower())
+    except UserError as exc:
+        raise UserError(f"no instance can be named after {path.name}", "give it a name with --name") from exc

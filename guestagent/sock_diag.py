@@ -19,6 +19,7 @@ import socket
 import struct
 import time
 from pathlib import Path
+from typing import Self
 
 from guestagent import netlink
 from guestagent.netlink import KernelDataError
@@ -71,6 +72,12 @@ class SocketReader:
         self._records = {protocol: DiagRecords(protocol) for protocol in Protocol}
         self.retries = 0
         """How many dumps were not complete and were taken again."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Give the netlink socket back. The reader may be used again and opens a new one."""

@@ -13,7 +13,6 @@ Filters are classic BPF (socket(7), SO_ATTACH_FILTER); they see the message from
 from __future__ import annotations
 
 import array
-import contextlib
 import errno
 import socket
 import struct
@@ -148,7 +147,7 @@ def _require_dumps(protocol: Protocol) -> None:
 
     The kernel lets anyone join the groups, and without the protocol's diag module never sends to them.
     """
-    with contextlib.closing(SocketReader()) as reader:
+    with SocketReader() as reader:
         reader.read(protocol)
         if reason := reader.reason():
             raise SourceUnavailableError(reason)

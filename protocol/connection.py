@@ -3,68 +3,67 @@
 Theory of operation
 -------------------
 One `Connection` lives as long as its agent. Below it the byte stream comes, goes and lies (see `protocol.framing`);
-above it there is at most one *generation* at a time. A generation starts with both markers known and both HELLOs
-exchanged, and ends for a reason in words; with it end all of its streams, and the next one begins with nothing:
-the guest sends all ports again.
-
-The host begins generations: it sends SYNC when its transport is connected, when the guest says LOST, and when it sees
-that bytes are missing; an unanswered SYNC is repeated. The guest answers each SYNC with a new marker.
+above it there is at most one *generation* at a time. A generation starts with both markers known (see
+`protocol.handshake`) and both HELLOs exchanged, and ends for a reason in words; with it end all of its streams, and
+the next one begins with nothing: the guest sends all ports again.
 
 What leaves first: what concerns the connection and the ports, then what concerns the life and credit of streams, then
 data, one frame from each stream in turn. Frames are made when bytes can leave, so an event never waits behind a
 download longer than the transport's own buffer.
 
 Every call that takes bytes or time returns the events they caused. Bytes of the peer never raise: what breaks the
-rules ends the generation, with the rule in the event's reason.
+rules ends the generation, with the rule in the event's reason. Calls about a stream that is over, because the peer
+reset it or the generation ended, do nothing: the caller cannot know yet. A stream's number means another stream in
+the next generation, so what counts is the `Stream` itself.
+
+What a peer can make us hold is bounded: one frame, the windows it was granted, and `MAX_QUEUED` messages about
+streams that it does not read.
 """
 
 from __future__ import annotations
 
 import enum
+import math
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from protocol import limits
-from protocol.codec import decode_untrusted, encode
+from protocol.codec import check_sendable, decode_untrusted, encode
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.framing import (
-    FLUSH,
-    MARKER_SIZE,
-    NO_MARKER,
-    FrameDecoder,
-    FrameEncoder,
-    Preamble,
-    PreambleKind,
-    generation_seed,
+from protocol.framing import HEADER_SIZE, PeerGaveUpError, Preamble
+from protocol.handshake import Handshake
+from protocol.handshake import Role as Role  # part of this module's interface
+from protocol.messages import (
+    Clock,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    PortOwners,
+    PortsChanged,
+    PortsSnapshot,
+    PowerOff,
+    Status,
+    StatusRequest,
 )
-from protocol.messages import Hello, Message, Ping, Pong
 from protocol.stream_messages import (
     Credit,
     Data,
-    EndOfData,
     Exit,
     Open,
     Opened,
     Refused,
     Reset,
+    Resize,
+    Signal,
     StreamKind,
     StreamMessage,
     Target,
 )
-from protocol.streams import Stream, StreamInput, StreamState
-
-
-class Role(enum.Enum):
-    """Which end of the channel this is."""
-
-    HOST = 1
-    GUEST = 0
-
-    @property
-    def first_stream(self) -> int:
-        """The host opens odd streams, the guest even ones."""
-        return 1 if self is Role.HOST else 2
+from protocol.stream_set import StreamSet
+from protocol.streams import Stream, StreamInput
+from protocol.wire_values import MAX_U32
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,12 +92,8 @@ class Incompatible:
 
 Event = GenerationStarted | GenerationEnded | Incompatible | Message
 
-_STREAM_RULES: dict[type[Message], StreamInput] = {
-    Opened: StreamInput.RECEIVE_OPENED,
-    Refused: StreamInput.RECEIVE_REFUSED,
-    EndOfData: StreamInput.RECEIVE_END,
-    Reset: StreamInput.RECEIVE_RESET,
-}
+_FROM_GUEST = (PortsSnapshot, PortsChanged, PortOwners, Status)
+_FROM_HOST = (StatusRequest, Clock, PowerOff)
 
 
 class _Phase(enum.Enum):
@@ -118,47 +113,30 @@ class Connection:
     def __init__(self, role: Role, hello: Hello, *, random: Callable[[int], bytes]) -> None:
         self._role = role
         self._hello = hello
-        self._random = random
+        self._foreign = _FROM_HOST if role is Role.HOST else _FROM_GUEST
         self._phase = _Phase.DOWN
-        self._decoder = FrameDecoder()
-        self._encoder: FrameEncoder | None = None
-        self._marker = NO_MARKER
-        self._raw = bytearray()
+        self._handshake = Handshake(role, random)
         self._heard = 0.0
-        self._asked: float | None = None
+        self._pinged: float | None = None
         self._tokens = 0
-        self._begin_streams()
-
-    def _begin_streams(self) -> None:
-        self._streams: dict[int, Stream] = {}
+        self._streams = StreamSet(role.first_stream)
         self._control: deque[Message] = deque()
-        self._lifecycle: deque[Message] = deque()
-        self._ready: deque[Stream] = deque()
-        self._unpaused: list[int] = []
-        self._next_stream = self._role.first_stream
-        self._highest_offered = 0
-        self._windows = 0
-        self._alive = [0, 0]  # even and odd streams
+        self._pong: Pong | None = None
 
     # ------------------------------------------------------------------ the transport
 
     def connected(self, now: float) -> None:
         """The transport is there (again). The host begins a generation, the guest asks for one."""
-        self._decoder.clear()
-        self._raw.clear()
-        self._hunt(now)
-        self._raw += FLUSH
-        if self._role is Role.HOST:
-            self._synchronise(now)
-        else:
-            self._raw += Preamble(PreambleKind.LOST, self._random(MARKER_SIZE)).encode()
+        if self._phase is not _Phase.DOWN:
+            raise LocalProtocolError("the transport is connected already")
+        self._phase = _Phase.HUNTING
+        self._handshake.connected(now)
 
     def disconnected(self, reason: str) -> list[Event]:
         """The transport is gone. Bytes not taken yet are forgotten."""
         events = self._end(reason, fault=False)
         self._phase = _Phase.DOWN
-        self._decoder.clear()
-        self._raw.clear()
+        self._handshake.disconnected()
         return events
 
     def receive_data(self, data: bytes, now: float) -> list[Event]:
@@ -166,17 +144,24 @@ class Connection:
         events: list[Event] = []
         if self._phase is _Phase.DOWN:
             return events
-        self._heard = now
-        self._decoder.receive_data(data)
+        decoder = self._handshake.decoder
+        decoder.receive_data(data)
         while True:
             try:
-                for item in self._decoder.items_untrusted():
+                for item in decoder.items_untrusted():
+                    self._heard = now
+                    self._pinged = None
                     if isinstance(item, Preamble):
                         self._receive_preamble(item, events, now)
                     else:
                         self._receive_body(item, events)
+                self._streams.check_said()
+            except PeerGaveUpError as exc:
+                events += self._end(str(exc), fault=False)
+                self._handshake.peer_gave_up(now)
             except RemoteProtocolError as exc:
-                self._fail(str(exc), events, now)
+                events += self._end(str(exc), fault=True)
+                self._handshake.give_up(now)
             else:
                 return events
 
@@ -185,32 +170,29 @@ class Connection:
         events: list[Event] = []
         if now < self.deadline:
             return events
-        match self._phase:
-            case _Phase.HUNTING | _Phase.GREETING if self._role is Role.HOST:
-                # With the same marker: an answer that is only late must still count.
-                self._hunt(now)
-                self._raw += Preamble(PreambleKind.SYNC, self._marker).encode()
-            case _Phase.RUNNING if now >= self._heard + limits.AWAY_AFTER:
-                self._fail("the peer has been silent", events, now, fault=False)
-            case _Phase.RUNNING:
-                self._tokens = (self._tokens + 1) & 0xFFFFFFFF
-                self._control.append(Ping(self._tokens))
-                self._asked = now
-            case _:
-                pass
+        if self._phase is not _Phase.RUNNING:
+            self._phase = _Phase.HUNTING
+            self._handshake.ask_again(now)
+        elif self._pinged is None:
+            self._tokens = (self._tokens + 1) & MAX_U32
+            self._control.append(Ping(self._tokens))
+            self._pinged = now
+        else:
+            events += self._end("the peer has been silent", fault=False)
+            self._handshake.give_up(now)
         return events
 
     @property
     def deadline(self) -> float:
         """When `handle_time` is due; infinity while there is nothing to wait for."""
-        match self._phase:
-            case _Phase.RUNNING:
-                quiet = self._heard if self._asked is None else max(self._heard, self._asked)
-                return min(quiet + limits.PING_AFTER, self._heard + limits.AWAY_AFTER)
-            case _Phase.HUNTING | _Phase.GREETING if self._role is Role.HOST and self._asked is not None:
-                return self._asked + limits.SYNC_RETRY
-            case _:
-                return float("inf")
+        if self._phase is _Phase.RUNNING:
+            if self._pinged is None:
+                return self._heard + limits.PING_AFTER
+            # Counted from the question: this process, too, may have been asleep.
+            return self._pinged + limits.AWAY_AFTER - limits.PING_AFTER
+        if self._phase is _Phase.HUNTING or (self._phase is _Phase.GREETING and self._role is Role.HOST):
+            return self._handshake.retry
+        return math.inf
 
     @property
     def running(self) -> bool:
@@ -219,31 +201,20 @@ class Connection:
 
     def data_to_send(self, limit: int = limits.MAX_PAYLOAD) -> bytes:
         """Bytes for the transport, about `limit` of them, most urgent first; empty when nothing may leave."""
-        out = self._raw
-        self._raw = bytearray()
-        if self._encoder is None:
-            return bytes(out)
+        parts = [self._handshake.take_unsaid()]
+        if (encoder := self._handshake.encoder) is None:
+            return parts[0]
+        if self._pong is not None:
+            parts += encoder.parts(encode(self._pong))
+            self._pong = None
         while self._control:
-            out += self._encoder.encode(encode(self._control.popleft()))
-        while len(out) < limit and (message := self._next_message()) is not None:
-            out += self._encoder.encode(encode(message))
-        return bytes(out)
-
-    def _next_message(self) -> Message | None:
-        if self._lifecycle:
-            return self._lifecycle.popleft()
-        while self._ready:
-            stream = self._ready.popleft()
-            stream.in_turn = False
-            if not stream.sendable:
-                continue
-            message = stream.next_message()
-            self._wake(stream)
-            if stream.source_paused and stream.room():
-                self._unpaused.append(stream.number)
-            self._forget_finished(stream)
-            return message
-        return None
+            parts += encoder.parts(encode(self._control.popleft()))
+        left = limit - sum(map(len, parts))
+        while left > 0 and (message := self._streams.next_message()) is not None:
+            header, body = encoder.parts(encode(message))
+            parts += (header, body)
+            left -= HEADER_SIZE + len(body)
+        return b"".join(parts)
 
     # ------------------------------------------------------------------ what we say
 
@@ -254,135 +225,102 @@ class Connection:
         self._control.append(message)
 
     def open_stream(self, kind: StreamKind, target: Target) -> Stream:
-        """Ask the peer for a stream; OPENED or REFUSED will answer. Raises `LocalProtocolError` when all are taken."""
+        """Ask the peer for a stream; OPENED or REFUSED will answer.
+
+        Raises `LocalProtocolError` when there is no generation, all streams are taken, the peer does not read, or the
+        target cannot be said (a command that is too long, text that is not UTF-8).
+        """
         if self._phase is not _Phase.RUNNING:
             raise LocalProtocolError("there is no generation to open a stream in")
-        number = self._next_stream
-        if number > 0xFFFFFFFF or self._alive[number % 2] >= limits.MAX_STREAMS:
-            raise LocalProtocolError(f"all {limits.MAX_STREAMS} streams are in use")
-        self._next_stream += 2
-        stream = self._add_stream(number, kind, target, ours=True, credit=0)
-        self._lifecycle.append(Open(number, kind, target, stream.window))
+        check_sendable(Open(self._role.first_stream, kind, target, 0))
+        stream = self._streams.open(kind, target)
+        self._streams.said.append(Open(stream.number, kind, target, stream.window))
         return stream
 
     def accept_stream(self, stream: Stream) -> None:
         """Answer the peer's OPEN: the target is there."""
-        stream.change(StreamInput.SEND_OPENED)
-        self._lifecycle.append(Opened(stream.number, stream.window))
-        self._wake(stream)
+        if self._streams.owns(stream):
+            stream.accept()
+            self._streams.said.append(Opened(stream.number, stream.window))
 
     def refuse_stream(self, stream: Stream, error: str, reason: str) -> None:
         """Answer the peer's OPEN: the target cannot be had. `error` is an errno name."""
-        stream.change(StreamInput.SEND_REFUSED)
-        self._lifecycle.append(Refused(stream.number, error, reason))
-        self._forget_finished(stream)
+        if self._streams.owns(stream):
+            stream.change(StreamInput.SEND_REFUSED)
+            self._streams.said.append(Refused(stream.number, error, reason))
+            self._streams.forget_finished(stream)
 
     def send_data(self, stream: Stream, payload: bytes, *, error_output: bool = False) -> bool:
-        """Queue bytes or one datagram; False when a full flow dropped it. Mind `Stream.room`."""
+        """Queue bytes or one datagram; False when a full flow dropped it or the stream is over. Mind `Stream.room`."""
+        if not self._streams.owns(stream):
+            return False
         taken = stream.queue_payload(payload, error_output=error_output)
-        self._wake(stream)
+        self._streams.wake(stream)
         return taken
 
     def send_exit(self, stream: Stream, status: int | None, signal: str | None) -> None:
         """Say how the command ended, behind all of its output."""
-        stream.queue_exit(Exit(stream.number, status, signal))
-        self._wake(stream)
+        if self._streams.owns(stream):
+            stream.queue_exit(Exit(stream.number, status, signal))
+            self._streams.wake(stream)
 
     def send_end(self, stream: Stream) -> None:
         """Finish our direction behind everything queued."""
-        stream.queue_end()
-        self._wake(stream)
+        if self._streams.owns(stream):
+            stream.queue_end()
+            self._streams.wake(stream)
 
     def send_reset(self, stream: Stream, reason: str) -> None:
-        """End the stream at once, in both directions. A stream that is over already stays so."""
-        if stream.number not in self._streams:
-            return
-        stream.change(StreamInput.SEND_RESET)
-        stream.drop_queue()
-        self._lifecycle.append(Reset(stream.number, reason))
-        self._forget_finished(stream)
+        """End the stream at once, in both directions."""
+        if self._streams.owns(stream):
+            stream.change(StreamInput.SEND_RESET)
+            stream.drop_queue()
+            self._streams.said.append(Reset(stream.number, reason))
+            self._streams.forget_finished(stream)
 
-    def send_about(self, message: StreamMessage) -> None:
-        """Send a SIGNAL or RESIZE."""
-        if message.stream in self._streams:
-            self._lifecycle.append(message)
+    def send_about(self, message: Signal | Resize) -> None:
+        """Tell the command of a stream something."""
+        if self._streams.get(message.stream) is not None:
+            self._streams.said.append(message)
 
     def consumed(self, stream: Stream, size: int) -> None:
         """Say that `size` received bytes have left this side, so that the peer may send more."""
-        if (grant := stream.consume(size)) and stream.number in self._streams:
-            self._lifecycle.append(Credit(stream.number, grant))
+        if (grant := stream.consume(size)) and self._streams.owns(stream):
+            self._streams.said.append(Credit(stream.number, grant))
 
     def take_unpaused(self) -> list[int]:
         """Streams whose source was told to pause and has room again, each once."""
-        unpaused, self._unpaused = self._unpaused, []
-        return unpaused
+        return self._streams.take_unpaused()
 
     @property
     def streams(self) -> Iterable[Stream]:
         """The streams of this generation."""
-        return self._streams.values()
+        return self._streams.alive
 
     def stream(self, number: int) -> Stream | None:
         """The stream with this number, while it lives."""
         return self._streams.get(number)
 
-    def _wake(self, stream: Stream) -> None:
-        if stream.sendable and not stream.in_turn:
-            stream.in_turn = True
-            self._ready.append(stream)
-
     # ------------------------------------------------------------------ generations
 
-    def _hunt(self, now: float) -> None:
-        self._phase = _Phase.HUNTING
-        self._encoder = None
-        self._decoder.hunt()
-        self._asked = now
-
-    def _synchronise(self, now: float) -> None:
-        """Host: ask for a generation. With a new marker, answers to older questions mean nothing."""
-        self._hunt(now)
-        self._marker = self._random(MARKER_SIZE)
-        self._raw += Preamble(PreambleKind.SYNC, self._marker).encode()
-
     def _end(self, reason: str, *, fault: bool) -> list[Event]:
+        """All that belongs to the present generation, if there is one, is over."""
         was_running = self._phase is _Phase.RUNNING
-        self._begin_streams()
-        self._encoder = None
+        self._phase = _Phase.HUNTING
+        self._streams.end()
+        self._streams = StreamSet(self._role.first_stream)
+        self._control.clear()
+        self._pong = None
         return [GenerationEnded(reason, fault)] if was_running else []
 
-    def _fail(self, reason: str, events: list[Event], now: float, *, fault: bool = True) -> None:
-        """The generation makes no sense any more. The peer may be in the middle of a frame, hence the flush."""
-        events += self._end(reason, fault=fault)
-        self._hunt(now)
-        self._raw += FLUSH
-        if self._role is Role.HOST:
-            self._synchronise(now)
-        else:
-            self._raw += Preamble(PreambleKind.LOST, self._random(MARKER_SIZE)).encode()
-
     def _receive_preamble(self, preamble: Preamble, events: list[Event], now: float) -> None:
-        match self._role, preamble.kind:
-            case Role.GUEST, PreambleKind.SYNC:
-                events += self._end("the host began a new generation", fault=False)
-                self._marker = self._random(MARKER_SIZE)
-                self._raw.clear()
-                self._raw += Preamble(PreambleKind.ANSWER, self._marker, preamble.marker).encode()
-                self._greet(generation_seed(preamble.marker, self._marker))
-            case Role.HOST, PreambleKind.ANSWER if preamble.echo == self._marker:
-                events += self._end("the guest began a new generation", fault=False)
-                self._greet(generation_seed(self._marker, preamble.marker))
-            case Role.HOST, PreambleKind.LOST:
-                events += self._end("the guest agent restarted or lost its place", fault=False)
-                self._synchronise(now)
-            case _:
-                pass  # an answer to somebody else's question, or our own bytes
-
-    def _greet(self, seed: int) -> None:
-        self._phase = _Phase.GREETING
-        self._decoder.begin(seed)
-        self._encoder = FrameEncoder(seed)
-        self._control.append(self._hello)
+        turn = self._handshake.receive_preamble(preamble, now)
+        if turn is None:
+            return
+        events += self._end(turn.reason, fault=False)
+        if turn.begun:
+            self._phase = _Phase.GREETING
+            self._control.append(self._hello)
 
     # ------------------------------------------------------------------ what the peer says
 
@@ -394,12 +332,15 @@ class Connection:
             return
         elif isinstance(message, StreamMessage):
             self._receive_about_stream(message, events)
-        elif isinstance(message, Hello):
-            raise RemoteProtocolError("the peer said hello twice")
         elif isinstance(message, Pong):
             return
         elif isinstance(message, Ping):
-            self._control.append(Pong(message.token))
+            self._pong = Pong(message.token)  # one is enough: it answers all that came before
+        elif isinstance(message, Hello):
+            if self._handshake.decoder.received != 1:
+                raise RemoteProtocolError("the peer said hello twice")
+        elif isinstance(message, self._foreign):
+            raise RemoteProtocolError(f"{type(message).__name__} is not the peer's to say")
         else:
             events.append(message)
 
@@ -412,65 +353,20 @@ class Connection:
             events.append(Incompatible(message))
             return
         self._phase = _Phase.RUNNING
-        self._asked = None
         events.append(GenerationStarted(message, version))
 
     def _receive_about_stream(self, message: StreamMessage, events: list[Event]) -> None:
         if isinstance(message, Open):
-            self._receive_open(message, events)
+            self._streams.offer_untrusted(message)
+            events.append(message)
             return
         stream = self._streams.get(message.stream)
         if stream is None:
-            if not self._was_ours_or_offered(message.stream):
+            if not self._streams.was_known(message.stream):
                 raise RemoteProtocolError(f"stream {message.stream} was never opened")
             return  # it ended here while the message was under way
-        if isinstance(message, Data):
-            if stream.state is StreamState.CLOSED:
-                return
-            stream.receive_payload(len(message.payload))
-        elif isinstance(message, Credit):
-            stream.receive_credit(message.credit)
-            self._wake(stream)
-            return
-        elif (rule := _STREAM_RULES.get(type(message))) is not None:
-            stream.change(rule)
-            self._apply(message, stream)
-        events.append(message)
-
-    def _apply(self, message: StreamMessage, stream: Stream) -> None:
-        if isinstance(message, Opened):
-            stream.receive_credit(message.credit)
-            self._wake(stream)
-        elif isinstance(message, Refused | Reset):
-            stream.drop_queue()
-        self._forget_finished(stream)
-
-    def _receive_open(self, message: Open, events: list[Event]) -> None:
-        number = message.stream
-        if number % 2 == self._role.first_stream % 2 or number <= self._highest_offered:
-            raise RemoteProtocolError(f"stream {number} is not the peer's to open")
-        if self._alive[number % 2] >= limits.MAX_STREAMS:
-            raise RemoteProtocolError(f"the peer opened more than {limits.MAX_STREAMS} streams")
-        self._highest_offered = number
-        self._add_stream(number, message.kind, message.target, ours=False, credit=message.credit)
-        events.append(message)
-
-    def _was_ours_or_offered(self, number: int) -> bool:
-        if number % 2 == self._role.first_stream % 2:
-            return number < self._next_stream
-        return number <= self._highest_offered
-
-    def _add_stream(self, number: int, kind: StreamKind, target: Target, *, ours: bool, credit: int) -> Stream:
-        window = 0
-        if kind is not StreamKind.UDP:
-            full = self._windows + limits.STREAM_WINDOW <= limits.WINDOW_BUDGET
-            window = limits.STREAM_WINDOW if full else limits.SMALL_WINDOW
-        self._windows += window
-        self._alive[number % 2] += 1
-        stream = self._streams[number] = Stream(number, kind, target, ours=ours, window=window, credit=credit)
-        return stream
-
-    def _forget_finished(self, stream: Stream) -> None:
-        if stream.finished and self._streams.pop(stream.number, None) is not None:
-            self._windows -= stream.window
-            self._alive[stream.number % 2] -= 1
+        if stream.receive_untrusted(message):
+            events.append(message)
+        if not isinstance(message, Data):
+            self._streams.wake(stream)
+            self._streams.forget_finished(stream)

@@ -46,6 +46,10 @@ HEADER_SIZE = _HEADER.size
 FLUSH = bytes(HEADER_SIZE + MAX_BODY)
 
 
+class PeerGaveUpError(RemoteProtocolError):
+    """A flush came where a frame should: the peer ended the generation, and asks for a new one or is about to."""
+
+
 class PreambleKind(enum.IntEnum):
     """What a preamble asks for."""
 
@@ -97,11 +101,17 @@ class FrameEncoder:
 
     def encode(self, body: bytes) -> bytes:
         """The frame that carries `body`."""
-        if not 0 < len(body) <= MAX_BODY:
-            raise LocalProtocolError(f"a body of {len(body)} bytes does not fit a frame")
-        covered = _COVERED.pack(len(body), self._sequence)
-        self._sequence = (self._sequence + 1) & 0xFFFFFFFF
-        return covered + _CHECKSUM.pack(zlib.crc32(body, zlib.crc32(covered, self._seed))) + body
+        return b"".join(self.parts(body))
+
+    def parts(self, body: bytes) -> tuple[bytes, bytes]:
+        """The same in two parts, so that a caller who joins many frames copies each body once."""
+        length = len(body)
+        if not 0 < length <= MAX_BODY:
+            raise LocalProtocolError(f"a body of {length} bytes does not fit a frame")
+        sequence = self._sequence
+        self._sequence = (sequence + 1) & 0xFFFFFFFF
+        checksum = zlib.crc32(body, zlib.crc32(_COVERED.pack(length, sequence), self._seed))
+        return _HEADER.pack(length, sequence, checksum), body
 
 
 class FrameDecoder:
@@ -116,6 +126,11 @@ class FrameDecoder:
     def hunting(self) -> bool:
         """Whether everything but a preamble is skipped."""
         return self._seed is None
+
+    @property
+    def received(self) -> int:
+        """Whole frames since `begin`, modulo 2**32."""
+        return self._sequence
 
     def begin(self, seed: int) -> None:
         """From the next byte on, frames of the generation with this seed follow."""
@@ -190,7 +205,10 @@ class FrameDecoder:
             del buffer[:PREAMBLE_SIZE]
             self.hunt()
             return preamble
-        return self._fail(f"a frame announces {length} bytes" if length else "the peer gave up this generation")
+        if not length:
+            self.hunt()
+            raise PeerGaveUpError("the peer gave up this generation")
+        return self._fail(f"a frame announces {length} bytes")
 
     def _fail(self, message: str) -> NoReturn:
         # No good preamble begins at the first byte, or it would have been taken for one.

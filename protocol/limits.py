@@ -19,14 +19,22 @@ SMALL_WINDOW = 16_384
 """Window of a stream that is opened while `WINDOW_BUDGET` is used up."""
 
 WINDOW_BUDGET = 64 * 1024 * 1024
-"""Sum of the windows granted at full size. What a peer can make us hold is at most this plus
-`MAX_STREAMS * SMALL_WINDOW`, that is 128 MiB."""
+"""Sum of the windows up to which a stream gets a full one. What a peer can make us hold is less than this plus
+`2 * MAX_STREAMS * SMALL_WINDOW` (both sides open streams), that is 192 MiB."""
 
 SEND_QUEUE = 131_072
 """Bytes queued on a stream before its source should pause: two frames, so that one is ready while one is written."""
 
+SEND_QUEUE_FRAMES = 256
+"""Frames queued on a stream before its source should pause, for a source that gives a few bytes at a time."""
+
 MAX_STREAMS = 4_096
 """Streams and flows alive at once, opened by one side."""
+
+MAX_QUEUED = 65_536
+"""Messages about the life and credit of streams that wait to be sent. A peer that causes more without reading them is
+cut off; our own new streams are denied at half of it. All `2 * MAX_STREAMS` streams at once need about 50,000: an
+answer, a window's credit in quarters and a reset each."""
 
 FLOW_QUEUE = 64
 """Datagrams waiting on one UDP flow; further ones are dropped and counted, as a full socket buffer would."""

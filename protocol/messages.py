@@ -16,17 +16,17 @@ from typing import ClassVar, Self
 from protocol import limits
 from protocol.ports import Port, PortKind, PortOwner, Protocol, WakeupSource
 from protocol.wire_values import (
+    MAX_U32,
+    MAX_U63,
     address_untrusted,
     boolean_untrusted,
     choice_untrusted,
     fields_untrusted,
     integer_untrusted,
     list_untrusted,
+    text_clipped,
     text_untrusted,
 )
-
-_MAX_U32 = 0xFFFFFFFF
-_MAX_U63 = 0x7FFFFFFFFFFFFFFF
 
 
 class Message:
@@ -63,9 +63,9 @@ class Hello(Message):
             self.lowest_version,
             self.highest_version,
             sorted(self.capabilities),
-            self.agent_version,
-            self.boot_id,
-            self.description,
+            text_clipped(self.agent_version, limits.MAX_NAME),
+            text_clipped(self.boot_id, limits.MAX_NAME),
+            text_clipped(self.description, limits.MAX_NAME),
         ]
 
     @classmethod
@@ -73,8 +73,8 @@ class Hello(Message):
         # A later version may append fields.
         lowest, highest, capabilities, version, boot_id, description = fields_untrusted(values[:6], 6)
         return cls(
-            lowest_version=integer_untrusted(lowest, _MAX_U32, 1),
-            highest_version=integer_untrusted(highest, _MAX_U32, 1),
+            lowest_version=integer_untrusted(lowest, MAX_U32, 1),
+            highest_version=integer_untrusted(highest, MAX_U32, 1),
             capabilities=frozenset(text_untrusted(c, limits.MAX_NAME) for c in list_untrusted(capabilities, 64)),
             agent_version=text_untrusted(version, limits.MAX_NAME),
             boot_id=text_untrusted(boot_id, limits.MAX_NAME),
@@ -91,7 +91,7 @@ class Ping(Message):
 
     @classmethod
     def from_wire_untrusted(cls, values: list[object]) -> Self:
-        return cls(integer_untrusted(fields_untrusted(values, 1)[0], _MAX_U32))
+        return cls(integer_untrusted(fields_untrusted(values, 1)[0], MAX_U32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,18 @@ class PortOwners(Message):
     owners: tuple[tuple[Port, PortOwner], ...]
 
     def to_wire(self) -> list[object]:
-        return [[[_port_to_wire(p), o.process, o.pid, o.uid, o.unit] for p, o in self.owners]]
+        return [
+            [
+                [
+                    _port_to_wire(port),
+                    text_clipped(owner.process, limits.MAX_NAME),
+                    owner.pid,
+                    owner.uid,
+                    text_clipped(owner.unit, limits.MAX_NAME),
+                ]
+                for port, owner in self.owners
+            ]
+        ]
 
     @classmethod
     def from_wire_untrusted(cls, values: list[object]) -> Self:
@@ -170,8 +181,8 @@ class PortOwners(Message):
             port, process, pid, uid, unit = fields_untrusted(entry, 5)
             owner = PortOwner(
                 text_untrusted(process, limits.MAX_NAME),
-                integer_untrusted(pid, _MAX_U32),
-                integer_untrusted(uid, _MAX_U32),
+                integer_untrusted(pid, MAX_U32),
+                integer_untrusted(uid, MAX_U32),
                 text_untrusted(unit, limits.MAX_NAME),
             )
             owners.append((_port_untrusted(port), owner))
@@ -199,7 +210,10 @@ class Status(Message):
     counters: tuple[tuple[str, int], ...]
 
     def to_wire(self) -> list[object]:
-        return [[[s.name, s.live, s.reason, s.wakeups] for s in self.sources], [list(c) for c in self.counters]]
+        return [
+            [[s.name, s.live, text_clipped(s.reason), s.wakeups] for s in self.sources],
+            [list(c) for c in self.counters],
+        ]
 
     @classmethod
     def from_wire_untrusted(cls, values: list[object]) -> Self:
@@ -210,12 +224,12 @@ class Status(Message):
                     text_untrusted(name, limits.MAX_NAME),
                     boolean_untrusted(live),
                     text_untrusted(reason),
-                    integer_untrusted(wakeups, _MAX_U63),
+                    integer_untrusted(wakeups, MAX_U63),
                 )
                 for name, live, reason, wakeups in (fields_untrusted(s, 4) for s in list_untrusted(sources, 32))
             ),
             tuple(
-                (text_untrusted(name, limits.MAX_NAME), integer_untrusted(count, _MAX_U63))
+                (text_untrusted(name, limits.MAX_NAME), integer_untrusted(count, MAX_U63))
                 for name, count in (fields_untrusted(c, 2) for c in list_untrusted(counters, 64))
             ),
         )
@@ -230,7 +244,7 @@ class Clock(Message):
 
     @classmethod
     def from_wire_untrusted(cls, values: list[object]) -> Self:
-        return cls(integer_untrusted(fields_untrusted(values, 1)[0], _MAX_U63))
+        return cls(integer_untrusted(fields_untrusted(values, 1)[0], MAX_U63))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,8 @@ aborts the other side; a reader that stops reading stops the writer, by credit a
 agents use this class, and tell it apart by nothing.
 
 Bytes from the channel are given to the socket at once, without a task switch; only what it does not take waits here,
-and that is never more than the stream's window. Bytes from the socket are read only while the stream has room.
+and that is never more than the stream's window, in one buffer, since a hostile peer may send single bytes. Bytes from
+the socket are read only while the stream has room.
 
 What can go wrong: the socket fails while nothing is read from it because there is no room. That is noticed with the
 next write or read, not before.
@@ -13,13 +14,12 @@ next write or read, not before.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
 from protocol.connection import Connection
 from protocol.limits import MAX_PAYLOAD
-from protocol.streams import Stream, StreamState
+from protocol.streams import Stream
 from protocol.waits import Waits
 
 _SHUT_WR = 1  # the same number on every system with sockets (shutdown(2))
@@ -65,9 +65,10 @@ class SocketRelay:
         self._waits = waits
         self._flush = flush
         self._finish = finish
-        self._pending: deque[memoryview] = deque()
-        self._end_pending = False
-        self._end_sent = False
+        self._waiting = bytearray()
+        self._end_received = False
+        self._read_over = False
+        self._write_over = False
         self._finished = False
         self._to_write = waits.event()
         self._room = waits.event()
@@ -83,15 +84,17 @@ class SocketRelay:
         if self._finished:
             return
         self.received += len(payload)
-        self._pending.append(memoryview(payload))
-        if len(self._pending) == 1:
-            self._drain()
+        if self._waiting:
+            self._waiting += payload
+        elif (taken := self._give(payload)) < len(payload) and not self._finished:
+            self._waiting += memoryview(payload)[taken:]
+            self._to_write.set()
 
     def receive_end(self) -> None:
         """The far side finished sending."""
-        self._end_pending = True
-        if not self._pending:
-            self._drain()
+        self._end_received = True
+        if not self._waiting:
+            self._finish_writing()
 
     def receive_reset(self) -> None:
         """The far side aborted, or the channel did: so does the socket."""
@@ -107,28 +110,36 @@ class SocketRelay:
             self._connection.send_reset(self._stream, reason)
             self._end(abort=True)
 
-    def _drain(self) -> None:
-        """Give the socket what it takes now."""
-        done = 0
+    def _give(self, data: bytes | memoryview) -> int:
+        """Give the socket what it takes now; returns how many bytes that was."""
         try:
-            while self._pending:
-                chunk = self._pending[0]
-                taken = self._sock.send(chunk)
-                done += taken
-                if taken == len(chunk):
-                    self._pending.popleft()
-                else:
-                    self._pending[0] = chunk[taken:]
-            if self._end_pending and not self._end_sent:
-                self._end_sent = True
-                self._sock.shutdown(_SHUT_WR)
+            taken = self._sock.send(data)
         except BlockingIOError:
-            self._to_write.set()
+            return 0
+        except OSError as exc:
+            self._fail(exc)
+            return 0
+        self._connection.consumed(self._stream, taken)
+        return taken
+
+    def _drain(self) -> None:
+        """Give the socket what waits."""
+        waiting = self._waiting
+        with memoryview(waiting) as view:
+            taken = self._give(view)
+        del waiting[:taken]
+        if self._end_received and not waiting:
+            self._finish_writing()
+
+    def _finish_writing(self) -> None:
+        if self._finished:
+            return
+        try:
+            self._sock.shutdown(_SHUT_WR)
         except OSError as exc:
             self._fail(exc)
             return
-        if done:
-            self._connection.consumed(self._stream, done)
+        self._write_over = True
         self._end_if_over()
 
     async def write(self) -> None:
@@ -136,7 +147,7 @@ class SocketRelay:
         while True:
             await self._to_write.wait()
             self._to_write = self._waits.event()
-            while self._pending and not self._finished:
+            while self._waiting:
                 await self._waits.writable(self._sock.fileno())
                 self._drain()
                 self._flush()
@@ -164,6 +175,7 @@ class SocketRelay:
                 data = self._sock.recv(min(room, MAX_PAYLOAD))
                 if not data:
                     self._connection.send_end(self._stream)
+                    self._read_over = True
                     self._end_if_over()
                     more = False
                     break
@@ -186,11 +198,12 @@ class SocketRelay:
         self._end(abort=True)
 
     def _end_if_over(self) -> None:
-        if self._stream.state is StreamState.CLOSED and not self._pending:
+        # Not by the stream's state: that is ahead of what was handed to this relay.
+        if self._read_over and self._write_over:
             self._end(abort=False)
 
     def _end(self, *, abort: bool) -> None:
         if not self._finished:
             self._finished = True
-            self._pending.clear()
+            self._waiting = bytearray()
             self._finish(abort)

@@ -10,6 +10,7 @@ from protocol import limits
 from protocol.errors import RemoteProtocolError
 from protocol.messages import Message
 from protocol.wire_values import (
+    MAX_U63,
     address_untrusted,
     argument_untrusted,
     bytes_untrusted,
@@ -17,10 +18,9 @@ from protocol.wire_values import (
     fields_untrusted,
     integer_untrusted,
     list_untrusted,
+    text_clipped,
     text_untrusted,
 )
-
-_MAX_U32 = 0xFFFFFFFF
 
 
 class StreamKind(enum.StrEnum):
@@ -31,6 +31,12 @@ class StreamKind(enum.StrEnum):
     EXEC = "exec"
 
 
+class Transport(enum.StrEnum):
+    """Where a stream's bytes travel. Others (raw lanes) will need a capability that both sides announce."""
+
+    FRAMED = "framed"
+
+
 class StreamMessage(Message):
     """A message about one stream."""
 
@@ -39,7 +45,7 @@ class StreamMessage(Message):
 
 
 def _stream_untrusted(value: object) -> int:
-    return integer_untrusted(value, _MAX_U32, 1)
+    return integer_untrusted(value, MAX_U63, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,11 +126,10 @@ class Open(StreamMessage):
     target: Target
     credit: int
     """Bytes the peer may send on this stream at once."""
-    transport: str = "framed"
-    """Where the stream's bytes travel. Only "framed" so far; raw lanes will be announced as a capability."""
+    transport: Transport = Transport.FRAMED
 
     def to_wire(self) -> list[object]:
-        return [self.stream, str(self.kind), self.target.to_wire(), self.credit, self.transport]
+        return [self.stream, str(self.kind), self.target.to_wire(), self.credit, str(self.transport)]
 
     @classmethod
     def from_wire_untrusted(cls, values: list[object]) -> Self:
@@ -136,7 +141,7 @@ class Open(StreamMessage):
             stream_kind,
             parse.from_wire_untrusted(target),
             integer_untrusted(credit, limits.STREAM_WINDOW),
-            text_untrusted(transport, limits.MAX_NAME),
+            choice_untrusted(transport, Transport),
         )
 
 
@@ -162,6 +167,9 @@ class Refused(StreamMessage):
     stream: int
     error: str
     reason: str
+
+    def to_wire(self) -> list[object]:
+        return [self.stream, text_clipped(self.error, limits.MAX_NAME), text_clipped(self.reason)]
 
     @classmethod
     def from_wire_untrusted(cls, values: list[object]) -> Self:
@@ -212,6 +220,9 @@ class Reset(StreamMessage):
     NUMBER = 9
     stream: int
     reason: str
+
+    def to_wire(self) -> list[object]:
+        return [self.stream, text_clipped(self.reason)]
 
     @classmethod
     def from_wire_untrusted(cls, values: list[object]) -> Self:

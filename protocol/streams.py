@@ -18,8 +18,22 @@ from collections import deque
 from dataclasses import dataclass
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
-from protocol.limits import FLOW_QUEUE, FLOW_QUEUE_BYTES, MAX_PAYLOAD, SEND_QUEUE
-from protocol.stream_messages import Data, EndOfData, ErrorOutput, Exit, StreamKind, StreamMessage, Target
+from protocol.limits import FLOW_QUEUE, FLOW_QUEUE_BYTES, MAX_PAYLOAD, SEND_QUEUE, SEND_QUEUE_FRAMES
+from protocol.stream_messages import (
+    Credit,
+    Data,
+    EndOfData,
+    ErrorOutput,
+    Exit,
+    Opened,
+    Refused,
+    Reset,
+    Resize,
+    Signal,
+    StreamKind,
+    StreamMessage,
+    Target,
+)
 
 
 class StreamState(enum.StrEnum):
@@ -97,6 +111,13 @@ TRANSITIONS: dict[StreamState, dict[StreamInput, StreamState]] = {
 }
 """state -> what is said -> next state. What is not here is not allowed."""
 
+_RULES: dict[type[StreamMessage], StreamInput] = {
+    Opened: StreamInput.RECEIVE_OPENED,
+    Refused: StreamInput.RECEIVE_REFUSED,
+    EndOfData: StreamInput.RECEIVE_END,
+    Reset: StreamInput.RECEIVE_RESET,
+}
+
 _SENT_BY_US = frozenset(i for i in StreamInput if i.value.startswith("send"))
 
 
@@ -121,6 +142,7 @@ class Stream:
         "in_turn",
         "kind",
         "number",
+        "ours",
         "source_paused",
         "state",
         "target",
@@ -131,6 +153,8 @@ class Stream:
         self.number = number
         self.kind = kind
         self.target = target
+        self.ours = ours
+        """Whether this side sent the OPEN."""
         self.state = StreamState.OPENING if ours else StreamState.OFFERED
         self.window = window
         """Bytes that the peer may have under way to us; 0 for flows."""
@@ -141,7 +165,7 @@ class Stream:
         self.in_turn = False
         """Whether `Connection` has it in its round of streams with something to send."""
         self.counters = FlowCounters()
-        self._granted = window
+        self._granted = window if ours else 0  # the peer learns of it with our OPEN or OPENED
         self._returned = 0
         self._queue: deque[StreamMessage] = deque()
         self._queued = 0
@@ -159,6 +183,11 @@ class Stream:
             raise LocalProtocolError(message) if said in _SENT_BY_US else RemoteProtocolError(message)
         self.state = following
 
+    def abandon(self) -> None:
+        """The generation ended, and this stream without anything being said."""
+        self.state = StreamState.CLOSED
+        self.drop_queue()
+
     @property
     def finished(self) -> bool:
         """Whether nothing more can happen: closed, and nothing left to send."""
@@ -166,17 +195,51 @@ class Stream:
 
     # -- receiving
 
-    def receive_payload(self, size: int) -> None:
+    def receive_untrusted(self, message: StreamMessage) -> bool:
+        """Take what the peer says, except OPEN; returns whether this side's user should hear of it.
+
+        Raises `RemoteProtocolError` where it breaks a rule.
+        """
+        if isinstance(message, Data):
+            return self._receive_payload(message)
+        if isinstance(message, Credit):
+            self._receive_credit(message.credit)
+            return False
+        if isinstance(message, Signal | Resize):
+            self._check_command(ours=False)
+            return self.state is not StreamState.CLOSED
+        if isinstance(message, Exit):
+            self._check_command(ours=True)
+            self.change(StreamInput.RECEIVE_DATA)
+            return True
+        self.change(_RULES[type(message)])
+        if isinstance(message, Opened):
+            self.credit += message.credit
+        elif isinstance(message, Refused | Reset):
+            self.drop_queue()
+        return True
+
+    def _receive_payload(self, message: Data) -> bool:
         """Count bytes against what the peer was granted."""
         self.change(StreamInput.RECEIVE_DATA)
+        if type(message) is ErrorOutput:
+            self._check_command(ours=True)
         if self.kind is StreamKind.UDP:
-            return
-        if size > self._granted:
+            return True
+        size = len(message.payload)
+        if not 0 < size <= self._granted:
             raise RemoteProtocolError(f"stream {self.number}: {size} bytes came with {self._granted} granted")
         self._granted -= size
+        return True
+
+    def _check_command(self, *, ours: bool) -> None:
+        if self.kind is not StreamKind.EXEC or self.ours is not ours:
+            raise RemoteProtocolError(f"stream {self.number} runs no command of that side")
 
     def consume(self, size: int) -> int:
         """Say that `size` received bytes are gone; returns the credit that is worth granting now, often 0."""
+        if self.kind is StreamKind.UDP:
+            return 0
         self._returned += size
         if self._returned < self.window // 4 or self.state in (StreamState.HALF_CLOSED_REMOTE, StreamState.CLOSED):
             return 0
@@ -184,17 +247,24 @@ class Stream:
         self._granted += grant
         return grant
 
-    def receive_credit(self, credit: int) -> None:
-        """The peer has room for more. More than a window outstanding is no honest peer."""
+    def _receive_credit(self, credit: int) -> None:
+        """The peer has room for more. It cannot have before it was sent something."""
+        if self.kind is StreamKind.UDP or self.state in (StreamState.OPENING, StreamState.OFFERED):
+            raise RemoteProtocolError(f"stream {self.number}: credit for nothing")
         self.credit += credit
         if self.credit > 0x7FFFFFFF:
             raise RemoteProtocolError(f"stream {self.number}: credit overflows")
 
     # -- sending
 
+    def accept(self) -> None:
+        """The target is there: the peer may send as much as the window holds."""
+        self.change(StreamInput.SEND_OPENED)
+        self._granted = self.window
+
     def room(self) -> int:
         """Bytes that the source should read now. After 0, `Connection.take_unpaused` will name this stream."""
-        room = max(0, SEND_QUEUE - self._queued)
+        room = max(0, SEND_QUEUE - self._queued) if len(self._queue) < SEND_QUEUE_FRAMES else 0
         self.source_paused = room == 0
         return room
 

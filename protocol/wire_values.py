@@ -12,6 +12,9 @@ from typing import TypeVar
 from protocol.errors import RemoteProtocolError
 from protocol.limits import MAX_TEXT
 
+MAX_U32 = 0xFFFFFFFF
+MAX_U63 = 0x7FFFFFFFFFFFFFFF
+
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
 
@@ -43,6 +46,11 @@ def text_untrusted(value: object, most: int = MAX_TEXT) -> str:
     return (
         value if value.isprintable() else "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in value)
     )
+
+
+def text_clipped(text: str, most: int = MAX_TEXT) -> str:
+    """As much of our own `text` as the peer takes. What is not UTF-8 (a name in surrogateescape form) becomes "?"."""
+    return text.encode(errors="replace")[:most].decode(errors="ignore")
 
 
 def argument_untrusted(value: object, most: int) -> str:

@@ -17,7 +17,8 @@ lock() {  # lock FILE SOURCE...
     rm "$output.new"
 }
 
-# The build backend is locked too: hostagent itself is installed without build isolation, hence without a download.
-sed -n 's/^requires = \["\([^"]*\)".*/\1/p' pyproject.toml |
+# The build backend is locked too, with what it wants for an editable installation: hostagent itself is installed
+# without build isolation, hence without a download.
+{ sed -n 's/^requires = \["\([^"]*\)".*/\1/p' pyproject.toml; echo editables; } |
     lock build/requirements-host.txt pyproject.toml - --group dev
 lock build/requirements-guestagent.txt --group guestagent

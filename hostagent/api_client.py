@@ -1,0 +1,128 @@
+"""Asks a running instance's host agent over its unix socket. For the command line: blocking, and quick to import.
+
+Every answer is bounded in time and checked to be the JSON object it should be; streams are read line by line and wait
+for as long as it takes. All failures leave as `UserError` with a next step. `/v1/exec` is in `shell_session`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import socket
+from collections.abc import Iterator
+from typing import Any, Final, cast
+
+from hostagent.api_shapes import Document, EventShape, PortShape
+from hostagent.errors import UserError
+from hostagent.paths import InstancePaths
+
+_ANSWER_BOUND: Final = 10.0
+"""Seconds for an answer that costs the agent nothing: it is stuck when it takes longer."""
+
+_STOP_BOUND: Final = 180.0
+"""Seconds for a guest to shut down, above all bounds of the host agent's own."""
+
+_LONGEST_LINE: Final = 16 * 1024 * 1024
+"""Bytes of one line: every port that a guest may have open, in JSON."""
+
+
+class ApiClient:
+    """The API of the instance at `paths`."""
+
+    def __init__(self, paths: InstancePaths) -> None:
+        self._paths = paths
+
+    def status(self) -> Document:
+        """The instance's state and all that serves it."""
+        return self._object("GET", "/v1/status")
+
+    def ports(self) -> list[PortShape]:
+        """All ports, in the order of their guest ports."""
+        return cast("list[PortShape]", self._object("GET", "/v1/ports")["ports"])
+
+    def follow_ports(self, interval: float) -> Iterator[list[PortShape]]:
+        """All ports, whenever something changed; counters are looked at every `interval` seconds."""
+        for listing in self._lines(f"/v1/ports?follow=true&interval={interval}"):
+            yield cast("list[PortShape]", listing["ports"])
+
+    def events(self, *, after: int | None = None, follow: bool = False) -> Iterator[EventShape]:
+        """Recorded events, those after the id `after` where one is given; then what happens, with `follow`."""
+        wanted = f"?follow={json.dumps(follow)}" + ("" if after is None else f"&after={after}")
+        for event in self._lines(f"/v1/events{wanted}"):
+            yield cast("EventShape", event)
+
+    def stop(self, *, force: bool) -> str:
+        """Shut the guest down and return what that needed: "guest agent", "acpi", "quit" or "kill"."""
+        answer = self._object("POST", f"/v1/stop?force={json.dumps(force)}", _STOP_BOUND)
+        return str(answer["stopped_by"])
+
+    def _object(self, method: str, target: str, bound: float = _ANSWER_BOUND) -> Document:
+        with self._answer(method, target, bound) as answer:
+            return _parsed(answer.read())
+
+    def _lines(self, target: str) -> Iterator[Document]:
+        with self._answer("GET", target, _ANSWER_BOUND, endless=True) as answer:
+            while line := answer.readline(_LONGEST_LINE):
+                yield _parsed(line)
+
+    @contextlib.contextmanager
+    def _answer(
+        self, method: str, target: str, bound: float, *, endless: bool = False
+    ) -> Iterator[http.client.HTTPResponse]:
+        name = self._paths.name
+        try:
+            with contextlib.closing(_UnixConnection(str(self._paths.api_socket), bound)) as connection:
+                connection.request(method, target)
+                sock = connection.sock
+                with connection.getresponse() as answer:
+                    if answer.status >= http.client.BAD_REQUEST:
+                        raise _refusal(answer)
+                    if endless:
+                        sock.settimeout(None)
+                    yield answer
+        except (FileNotFoundError, ConnectionRefusedError) as exc:
+            raise not_running(name) from exc
+        except TimeoutError as exc:
+            raise UserError(
+                f"the host agent of {name!r} does not answer",
+                f"see `hostagent logs {name}`, or end it: `hostagent down --force {name}`",
+            ) from exc
+        except (OSError, http.client.HTTPException) as exc:
+            raise UserError(
+                f"the connection to the host agent of {name!r} was lost", f"see `hostagent status {name}`"
+            ) from exc
+
+
+def not_running(name: str) -> UserError:
+    """The error for an instance without a host agent."""
+    return UserError(f"the instance {name!r} is not running", f"start it with `hostagent up {name}`")
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    """HTTP over a unix socket."""
+
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def _refusal(answer: http.client.HTTPResponse) -> UserError:
+    document = _parsed(answer.read(65_536))
+    return UserError(str(document.get("message", answer.reason)), str(document.get("hint", "see `hostagent logs`")))
+
+
+def _parsed(data: bytes) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        document = json.loads(data)
+        if isinstance(document, dict):
+            return document
+    raise UserError(
+        "the host agent's answer is not understood",
+        "it may be of another version: `hostagent down`, then `hostagent up`",
+    )

@@ -133,7 +133,12 @@ def test_the_deepest_message_that_is_allowed() -> None:
 
 
 def test_a_greeting_must_come_first_and_be_whole() -> None:
-    for wrong in ({"return": {}}, {"QMP": {}}, {"QMP": {"version": {"qemu": {}, "package": ""}, "capabilities": []}}):
+    wrongs: tuple[dict[str, Any], ...] = (
+        {"return": {}},
+        {"QMP": {}},
+        {"QMP": {"version": {"qemu": {}, "package": ""}, "capabilities": []}},
+    )
+    for wrong in wrongs:
         with pytest.raises(RemoteProtocolError):
             QmpConnection().receive_data(line(wrong))
 

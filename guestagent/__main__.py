@@ -1,4 +1,4 @@
-"""The guest agent's entry point: `guestagent --version`, `guestagent --self-test`.
+"""The guest agent's entry point.
 
 A frozen agent carries its version as a data file VERSION beside the executable, because the host compares it with its
 own at every boot; a checkout answers with the package's version.
@@ -7,6 +7,7 @@ own at every boot; a checkout answers with the package's version.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from pathlib import Path
 
@@ -22,10 +23,14 @@ def version() -> str:
 
 def self_test() -> None:
     """Run what the agent cannot live without, once; any exception means that this build must not ship."""
+    import ctypes  # what is imported late must be in the build too
+    import errno
     import socket
 
     import msgpack
     import trio
+
+    import guestagent.agent
 
     async def echo() -> None:
         near, far = trio.socket.socketpair()
@@ -38,22 +43,64 @@ def self_test() -> None:
     trio.run(echo)
     if msgpack.Packer.__module__ != "msgpack._cmsgpack":
         raise RuntimeError("msgpack runs without its C extension")
-    socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).close()
+    ctypes.CDLL(None)
+    guestagent.agent.introduce(version())
+    try:
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0).close()
+    except OSError as exc:
+        if exc.errno not in (errno.EPERM, errno.EACCES, errno.EAFNOSUPPORT):  # a build machine may not allow it
+            raise
+
+
+def serve(channel: str) -> None:
+    """Be the guest agent until SIGTERM or SIGINT."""
+    import signal
+
+    import trio
+
+    from guestagent.agent import GuestAgent
+    from guestagent.journal import notify_ready
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+                agent = GuestAgent(channel, version(), nursery)
+                nursery.start_soon(agent.run)
+                notify_ready()
+                await anext(signals)
+                nursery.cancel_scope.cancel()
+
+    trio.run(run)
 
 
 def main() -> int:
     """Run the guest agent; the process's exit code."""
-    parser = argparse.ArgumentParser(prog="guestagent")
+    parser = argparse.ArgumentParser(prog="guestagent", description="hostagent's agent in the guest")
+    parser.add_argument(
+        "--channel",
+        default="hostagent.0",
+        metavar="PORT",
+        help="name of the virtio port, or a path (default: %(default)s)",
+    )
+    parser.add_argument("--log-level", default="info", choices=("debug", "info", "warning", "error"))
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("--self-test", action="store_true", help="check that this build can run, and exit")
     arguments = parser.parse_args()
     if arguments.version:
         sys.stdout.write(version() + "\n")
-    elif arguments.self_test:
+        return 0
+    if arguments.self_test:
         self_test()
         sys.stdout.write("self-test passed\n")
-    else:
-        parser.error("nothing to do")
+        return 0
+    from guestagent.journal import log_to_stderr
+
+    log_to_stderr(arguments.log_level)
+    try:
+        serve(arguments.channel)
+    except Exception:
+        logging.getLogger("guestagent").critical("the guest agent ends because of a bug", exc_info=True)
+        return 70
     return 0
 
 

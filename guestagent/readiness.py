@@ -1,0 +1,75 @@
+"""Many descriptors, one task: calls back whatever of them became ready, then lets the channel write once.
+
+trio's own way, a task per descriptor that waits in `wait_readable`, costs a task switch and two epoll_ctl calls for
+each message, and two tasks to start and end for each connection. Under emulation that is most of the work of a short
+connection. An epoll set is itself readable while something in it is ready (epoll(7)), so trio waits for the set alone.
+
+What is ready is level-triggered: a callback may leave data behind, others then get their turn first. A callback that
+raises ends its own stream and nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import select
+from collections.abc import Callable
+from typing import NoReturn
+from typing import Protocol as Seam
+
+import trio
+
+from guestagent.stream_table import StreamHandler
+
+_BATCH = 64
+"""Descriptors served before the channel gets its turn."""
+
+
+class Pollable(StreamHandler, Seam):
+    """The handler of a stream that waits for a descriptor."""
+
+    def ready(self, events: int) -> None:
+        """Act on `events` (EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP) without blocking. They may be out of date."""
+
+
+class Readiness:
+    """The descriptors that are waited for. `settled` is called after each batch, `failed` in an except block."""
+
+    def __init__(self, *, settled: Callable[[], None], failed: Callable[[Pollable], None]) -> None:
+        self._settled = settled
+        self._failed = failed
+        self._epoll = select.epoll()
+        self._pollables: dict[int, Pollable] = {}
+
+    def close(self) -> None:
+        """Give the epoll set back."""
+        self._epoll.close()
+
+    def register(self, descriptor: int, events: int, pollable: Pollable) -> None:
+        """Call `pollable.ready` whenever `events`, an error or a hang-up are there."""
+        self._epoll.register(descriptor, events)
+        self._pollables[descriptor] = pollable
+
+    def modify(self, descriptor: int, events: int) -> None:
+        """Wait for other events; errors and hang-ups always count."""
+        self._epoll.modify(descriptor, events)
+
+    def unregister(self, descriptor: int) -> None:
+        """Wait for nothing any more. Call before closing: a forked child may hold the same socket for a moment."""
+        if self._pollables.pop(descriptor, None) is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._epoll.unregister(descriptor)
+
+    async def run(self) -> NoReturn:
+        """Call back until cancelled."""
+        poll, pollables, settled = self._epoll.poll, self._pollables, self._settled
+        while True:
+            await trio.lowlevel.wait_readable(self._epoll)
+            for descriptor, events in poll(0, _BATCH):
+                pollable = pollables.get(descriptor)
+                if pollable is None:
+                    continue  # closed by a callback of the same batch
+                try:
+                    pollable.ready(events)
+                except Exception:  # a bug in one stream must not end the others; `failed` logs it
+                    self._failed(pollable)
+            settled()

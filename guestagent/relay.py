@@ -1,0 +1,222 @@
+"""TCP streams: dials what the host asks for, and ties the socket to the stream.
+
+The host names the guest's own endpoint, and 0.0.0.0 and :: are reached on the loopback. A dial on the loopback is over
+when connect(2) returns: the handshake runs in softirq context before the socket is unlocked, so that a second call
+tells how it went. Only a dial that takes longer costs a task.
+
+What happens to the socket happens to the stream (`protocol.relay`). Here its descriptors are waited for in one epoll
+set. That also notices an abort while the socket is not read because the host is slow.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+from collections import Counter
+from collections.abc import Callable
+
+import trio
+
+from guestagent.channel import WAITS
+from guestagent.readiness import Readiness
+from guestagent.stream_table import StreamTable
+from protocol.connection import Connection
+from protocol.relay import SocketRelay
+from protocol.stream_messages import SocketTarget
+from protocol.streams import Stream
+
+DIAL_SECONDS = 10.0
+"""Bound on a dial. The kernel's own (tcp_syn_retries, two minutes) is longer than any client of the host waits."""
+
+_LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - this binds nothing
+_ABORT = struct.pack("ii", 1, 0)
+_IN, _OUT, _ERROR, _HANGUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR, select.EPOLLHUP
+
+
+def destination(target: SocketTarget) -> tuple[socket.AddressFamily, tuple[str, int]]:
+    """Where to connect to for `target`: itself, or the loopback where it names every address."""
+    address = _LOOPBACK.get(target.address, target.address)  # in canonical text form, as the protocol makes sure
+    return socket.AF_INET6 if ":" in address else socket.AF_INET, (address, target.port)
+
+
+def error_name(number: int) -> str:
+    """The errno name that REFUSED carries."""
+    return errno.errorcode.get(number, "EIO")
+
+
+def _nothing() -> None:
+    """The batch is flushed as a whole, by `Readiness` or by the link."""
+
+
+class TcpRelay(SocketRelay):
+    """One connected socket and its stream, without tasks of its own."""
+
+    def __init__(
+        self, sock: socket.socket, connection: Connection, stream: Stream, readiness: Readiness, table: StreamTable
+    ) -> None:
+        super().__init__(sock, connection, stream, waits=WAITS, flush=_nothing, finish=self._close)
+        self.stream = stream
+        self._socket = sock
+        self._readiness = readiness
+        self._table = table
+        self._reading = True
+        self._paused = False
+        self._interest: int | None = _IN
+        readiness.register(sock.fileno(), _IN, self)
+
+    def ready(self, events: int) -> None:
+        """The socket became readable, writable, or failed."""
+        if events & _OUT and self._waiting:
+            self._drain()
+        if self._finished:
+            return
+        if not events & ~_OUT:
+            pass
+        elif self._reading and self.stream.room():
+            self._reading = self._read_turn()
+        elif events & _ERROR and (number := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
+            self._fail(OSError(number, os.strerror(number)))
+        else:
+            self._paused = self._reading
+            if events & _HANGUP and not self._finished:
+                # Both directions are shut and the rest may not be read yet: epoll would say so for ever.
+                self._readiness.unregister(self._socket.fileno())
+                self._interest = None
+        self._watch()
+
+    def unpaused(self) -> None:
+        """The stream has room again."""
+        self._paused = False
+        self._watch()
+
+    def receive_data(self, payload: bytes) -> None:
+        """Bytes came for the socket."""
+        super().receive_data(payload)
+        if self._waiting:
+            self._watch()
+
+    def _watch(self) -> None:
+        """Wait for what can be done now."""
+        if self._finished:
+            return
+        wanted = (_IN if self._reading and not self._paused else 0) | (_OUT if self._waiting else 0)
+        if wanted == self._interest:
+            return
+        if self._interest is not None:
+            self._readiness.modify(self._socket.fileno(), wanted)
+        elif wanted:
+            self._readiness.register(self._socket.fileno(), wanted, self)
+        else:
+            return
+        self._interest = wanted
+
+    def _close(self, abort: bool) -> None:
+        self._readiness.unregister(self._socket.fileno())
+        if abort:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        self._socket.close()
+        self._table.remove(self)
+
+
+class _Dial:
+    """A dial that has not ended yet."""
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self.scope = trio.CancelScope()
+        self.over = False
+
+    def receive_data(self, payload: bytes) -> None:
+        raise AssertionError("the host was granted nothing yet")
+
+    def receive_end(self) -> None:
+        raise AssertionError("the protocol has no END before OPENED")
+
+    def receive_reset(self) -> None:
+        self.over = True
+        self.scope.cancel()
+
+    def unpaused(self) -> None:
+        raise AssertionError("nothing was sent yet")
+
+
+class TcpRelays:
+    """Opens a relay for each OPEN of a tcp stream. `flush` is for what is said outside of a batch."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        table: StreamTable,
+        readiness: Readiness,
+        nursery: trio.Nursery,
+        flush: Callable[[], None],
+    ) -> None:
+        self._connection = connection
+        self._table = table
+        self._readiness = readiness
+        self._nursery = nursery
+        self._flush = flush
+        self.counters: Counter[str] = Counter()
+
+    def open(self, stream: Stream, target: SocketTarget) -> None:
+        """Dial `target` and answer the stream's OPEN, now or when it is known."""
+        family, address = destination(target)
+        try:
+            sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        except OSError as exc:
+            self._refuse(stream, exc.errno or errno.EIO)
+            return
+        error = sock.connect_ex(address)
+        if error == errno.EINPROGRESS:
+            error = sock.connect_ex(address)
+        if error in (errno.EALREADY, errno.EINPROGRESS):
+            dial = _Dial(stream)
+            self._table.add(dial)
+            self._nursery.start_soon(self._wait, dial, sock)
+        else:
+            self._answer(stream, sock, error)
+
+    async def _wait(self, dial: _Dial, sock: socket.socket) -> None:
+        error = errno.ETIMEDOUT
+        try:
+            dial.scope.deadline = trio.current_time() + DIAL_SECONDS
+            with dial.scope:
+                await trio.lowlevel.wait_writable(sock)
+                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if dial.over:
+                sock.close()
+                return
+        except BaseException:
+            sock.close()
+            raise
+        self._table.remove(dial)
+        self._answer(dial.stream, sock, error)
+        self._flush()
+
+    def _answer(self, stream: Stream, sock: socket.socket, error: int) -> None:
+        if error in (0, errno.EISCONN) and _is_connected_to_itself(sock):
+            error = errno.ECONNREFUSED
+        if error not in (0, errno.EISCONN):
+            sock.close()
+            self._refuse(stream, error)
+            return
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.counters["tcp connections"] += 1
+        self._connection.accept_stream(stream)
+        relay = TcpRelay(sock, self._connection, stream, self._readiness, self._table)
+        self._table.add(relay)
+
+    def _refuse(self, stream: Stream, error: int) -> None:
+        self.counters["tcp refused"] += 1
+        self._connection.refuse_stream(stream, error_name(error), os.strerror(error))
+
+
+def _is_connected_to_itself(sock: socket.socket) -> bool:
+    """Whether nobody listened, and the kernel happened to choose the destination as the source (RFC 9293, 3.5)."""
+    try:
+        return bool(sock.getsockname() == sock.getpeername())
+    except OSError:
+        return False  # reset meanwhile; the first read says so

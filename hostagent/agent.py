@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import asdict
 
 import trio
@@ -95,11 +95,11 @@ class Agent:
 
     async def run(self) -> None:
         """Serve until QEMU has ended; raises `UserError` when it cannot be started."""
-        try:
-            log = self.events.written_to(self._paths.agent_log)
-        except OSError as exc:
-            raise UserError(f"{self._paths.agent_log} cannot be written: {exc}", "check the folder's rights") from exc
-        with log:
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self.events.written_to(self._paths.agent_log))
+            except OSError as exc:
+                raise UserError(f"{self._paths.agent_log} cannot be written: {exc}", "check its rights") from exc
             try:
                 machine = await self._obtain_machine()
             except UserError as exc:

@@ -187,9 +187,11 @@ class Channel:
                 continue
             pause = RECONNECT_FIRST
             with sock:
-                reason = await self._serve(sock)
+                try:
+                    reason = await self._serve(sock)
+                finally:
+                    self._link = None
             self._dispatch(self._connection.disconnected(reason))
-            self._link = None
             if self._faults and len(self._faults) == FAULTS:
                 self._faults.clear()
                 await trio.sleep(FAULT_PAUSE)

@@ -1,0 +1,82 @@
+"""Runs the `hostagent` command and turns whatever ends it into an exit status and words for the user."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Final
+
+import click
+
+from hostagent.cli import cli
+from hostagent.errors import UserError
+from hostagent.terminal_output import print_error
+
+DONE: Final = 0
+MENDABLE: Final = 1
+USAGE: Final = 2
+BUG: Final = 70
+"""EX_SOFTWARE of sysexits.h."""
+INTERRUPTED: Final = 130
+"""As a shell shows SIGINT."""
+OUTPUT_CLOSED: Final = 141
+"""As a shell shows SIGPIPE: the reader of our output had enough."""
+
+_REPORT: Final = """\
+This is a fault of hostagent, not yours. Please report it with the lines above, the output of `hostagent doctor`
+and, if an instance is involved, that of `hostagent logs`."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks must not end the program.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        result = cli.main(arguments, prog_name="hostagent", standalone_mode=False)
+        sys.stdout.flush()
+    except BaseException as exc:
+        return _status(_innermost(exc))
+    return result if isinstance(result, int) else DONE
+
+
+def _status(exc: BaseException) -> int:
+    match exc:
+        case UserError():
+            from hostagent.cli_views import plain  # what is shown may come from the guest
+
+            # Mistakes of a file begin with their place, where editors look for it.
+            prefix = "" if getattr(exc, "mistakes", ()) else "error: "
+            print_error(prefix + "\n".join(map(plain, exc.message.splitlines())))
+            print_error(f"hint: {plain(exc.hint)}")
+            return MENDABLE
+        case click.exceptions.Exit():
+            return exc.exit_code
+        case click.ClickException():
+            exc.show()
+            return USAGE
+        case KeyboardInterrupt() | click.Abort():
+            print_error("interrupted")
+            return INTERRUPTED
+        case BrokenPipeError():
+            # The interpreter flushes once more when it ends: let that go nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return OUTPUT_CLOSED
+        case SystemExit():
+            raise exc
+    traceback.print_exception(exc)
+    print_error(_REPORT)
+    return BUG
+
+
+def _innermost(exc: BaseException) -> BaseException:
+    """What one task of a nursery raised; a group of several stays one."""
+    while isinstance(exc, BaseExceptionGroup) and len(exc.exceptions) == 1:
+        exc = exc.exceptions[0]
+    return exc
+
+
+if __name__ == "__main__":
+    sys.exit(main())

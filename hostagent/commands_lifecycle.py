@@ -1,0 +1,86 @@
+"""`up`, `down` and `delete`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Final
+
+import click
+
+from hostagent.api_client import ApiClient
+from hostagent.api_shapes import PortShape
+from hostagent.cli import complete_configuration, complete_instance, help_of, json_option, name_argument
+from hostagent.errors import UserError
+from hostagent.paths import InstancePaths
+from hostagent.terminal_output import can_redraw, colour, print_json, print_lines, width
+
+NOT_RUNNING: Final = "not running"
+"""What `shutdown.down` returns when there was nothing to stop."""
+
+
+@click.command("up", help=help_of("up"))
+@click.argument(
+    "configuration", required=False, metavar="[CONFIG.yaml|TEMPLATE|NAME]", shell_complete=complete_configuration
+)
+@click.option("--name", help="Name of the instance; that of the file or template otherwise.")
+@click.option("--foreground", is_flag=True, help="Stay, and stop the instance with Ctrl-C.")
+@json_option
+def up_command(configuration: str | None, name: str | None, foreground: bool, as_json: bool) -> None:
+    """Run `hostagent up`."""
+    from hostagent import startup, startup_display
+
+    if as_json:
+        paths = startup.up(configuration, name=name, foreground=foreground, show=startup_display.show_json)
+        if not foreground:
+            print_json({"event": "ports", "ports": _ports(paths)}, one_line=True)
+        return
+    make_display = startup_display.LiveDisplay if can_redraw() else startup_display.PlainDisplay
+    with make_display(foreground=foreground) as display:
+        paths = startup.up(configuration, name=name, foreground=foreground, show=display.show)
+    if not foreground:
+        from hostagent.cli_views import port_lines
+
+        print_lines(["", *port_lines(_ports(paths), width=width(), colour=colour())])
+        print_lines(["", f"open a shell with: hostagent shell {paths.name}"])
+
+
+def _ports(paths: InstancePaths) -> list[PortShape]:
+    return ApiClient(paths).ports()
+
+
+@click.command("down", help=help_of("down"))
+@name_argument
+@click.option("--force", is_flag=True, help="Do not ask the guest: like pulling the plug.")
+@json_option
+def down_command(name: str | None, force: bool, as_json: bool) -> None:
+    """Run `hostagent down`."""
+    from hostagent.instances import find_instance
+    from hostagent.shutdown import down
+
+    paths, began = find_instance(name), time.monotonic()
+    needed = down(paths, force=force, show=lambda _: None if as_json else print_lines([f"stopping {paths.name} …"]))
+    seconds = time.monotonic() - began
+    if as_json:
+        print_json({"name": paths.name, "stopped_by": needed, "seconds": round(seconds, 3)})
+    elif needed == NOT_RUNNING:
+        print_lines([f"{paths.name} was not running"])
+    else:
+        print_lines([f"{paths.name} is off after {seconds:.1f} s, by way of: {needed}"])
+
+
+@click.command("delete", help=help_of("delete"))
+@click.argument("name", shell_complete=complete_instance)
+@click.option("-y", "--yes", is_flag=True, help="Do not ask.")
+@click.option("-f", "--force", is_flag=True, help="Do not ask, and end the instance if it runs.")
+def delete_command(name: str, yes: bool, force: bool) -> None:
+    """Run `hostagent delete`."""
+    from hostagent.instances import delete_instance, find_instance
+
+    paths = find_instance(name)
+    if not (yes or force):
+        if not sys.stdin.isatty():
+            raise UserError("deleting needs a confirmation", f"run `hostagent delete --yes {paths.name}`")
+        click.confirm(f"Delete {paths.name} and everything on its disk?", abort=True)
+    delete_instance(paths, force=force)
+    print_lines([f"{paths.name} is deleted"])

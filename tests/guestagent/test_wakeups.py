@@ -70,10 +70,10 @@ async def test_a_source_that_dies_wakes_the_watch_and_comes_back(autojump_clock:
         await trio.sleep(2 * FIRST_PAUSE + FIRST_PAUSE + 1)
         assert source.state.report() == WakeupSource("mortal", True, "", 0)
         assert watch.woken == [TCP | UDP]  # what happened before it was live was not seen
-        await trio.sleep(50)
+        died = source.opened[-1] + 50
+        await trio.sleep(died + FIRST_PAUSE / 2 - trio.current_time())
         assert not source.state.live
         assert watch.woken == [TCP | UDP, TCP | UDP]
-        died = source.opened[-1] + 50
         await trio.sleep(FIRST_PAUSE)
         assert source.opened[-1] == died + FIRST_PAUSE
         nursery.cancel_scope.cancel()

@@ -156,9 +156,11 @@ class Channel:
         self._handlers[stream.number] = handler
         return stream
 
-    def forget(self, stream: Stream) -> None:
+    def forget(self, stream: Stream, handler: StreamHandler) -> None:
         """The stream's user is gone and wants to hear nothing more."""
-        self._handlers.pop(stream.number, None)
+        # In another generation the number is another stream's.
+        if self._handlers.get(stream.number) is handler:
+            del self._handlers[stream.number]
 
     def send(self, message: Message) -> bool:
         """Send a message that is not about a stream; False while no guest agent is there."""
@@ -179,6 +181,7 @@ class Channel:
         """Connect, serve, and connect again; runs until cancelled."""
         pause = RECONNECT_FIRST
         while True:
+            rest = RECONNECT_FIRST
             try:
                 sock = await self._connect()
             except OSError:
@@ -189,14 +192,14 @@ class Channel:
             with sock:
                 try:
                     reason = await self._serve(sock)
+                except* _FaultError:
+                    reason = f"the guest broke the rules {FAULTS} times in {FAULT_PERIOD:.0f} seconds; pausing"
+                    self._faults.clear()
+                    rest = FAULT_PAUSE
                 finally:
                     self._link = None
             self._dispatch(self._connection.disconnected(reason))
-            if self._faults and len(self._faults) == FAULTS:
-                self._faults.clear()
-                await trio.sleep(FAULT_PAUSE)
-            else:
-                await trio.sleep(RECONNECT_FIRST)
+            await trio.sleep(rest)
 
     async def _connect(self) -> socket.socket:
         sock = trio.socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -214,7 +217,6 @@ class Channel:
         """Serve one connection to its end; returns why it ended."""
         link = self._link = Link(self._connection, _ChardevSocket(sock), TRIO_WAITS, self._dispatch, self._unpause)
         self._connection.connected(trio.current_time())
-        reason = "the channel's socket was closed"
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(link.read)
@@ -223,9 +225,7 @@ class Channel:
                 link.flush()
         except* PeerAwayError:
             pass
-        except* _FaultError:
-            reason = f"the guest broke the rules {FAULTS} times in {FAULT_PERIOD:.0f} seconds; pausing"
-        return reason
+        return "the channel's socket was closed"
 
     # ------------------------------------------------------------------ what came
 

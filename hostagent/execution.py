@@ -52,7 +52,7 @@ class GuestExecution(StreamHandler):
     def close(self) -> None:
         """Kill what is left of the command."""
         if self._stream is not None:
-            self._channel.forget(self._stream)
+            self._channel.forget(self._stream, self)
             self._channel.connection.send_reset(self._stream, "the client left")
             self._channel.flush()
 

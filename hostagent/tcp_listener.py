@@ -111,7 +111,7 @@ class TcpConnection(StreamHandler):
 
     def _over(self) -> None:
         assert self._stream is not None
-        self._channel.forget(self._stream)
+        self._channel.forget(self._stream, self)
         self._traffic.connections -= 1
         if self._reset:
             abort(self._client)

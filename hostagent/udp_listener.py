@@ -142,7 +142,7 @@ class UdpListener:
     def _end(self, flow: _Flow, reason: str) -> None:
         self.forget(flow)
         if flow.stream is not None:
-            self._channel.forget(flow.stream)
+            self._channel.forget(flow.stream, flow)
             self._channel.connection.send_reset(flow.stream, reason)
 
     async def _expire(self) -> None:

@@ -1,0 +1,130 @@
+"""Hypothesis strategies for what the two agents say to each other."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from protocol import limits
+from protocol.codec import MESSAGES
+from protocol.messages import (
+    Clock,
+    Hello,
+    Message,
+    Ping,
+    Pong,
+    PortOwners,
+    PortsChanged,
+    PortsSnapshot,
+    PowerOff,
+    Status,
+    StatusRequest,
+)
+from protocol.ports import Port, PortKind, PortOwner, Protocol, WakeupSource
+from protocol.stream_messages import (
+    CommandTarget,
+    Credit,
+    Data,
+    EndOfData,
+    ErrorOutput,
+    Exit,
+    Open,
+    Opened,
+    Refused,
+    Reset,
+    Resize,
+    Signal,
+    SocketTarget,
+    StreamKind,
+    TerminalSize,
+)
+from protocol.wire_values import MAX_U32, MAX_U63
+
+U32 = st.integers(0, MAX_U32)
+U63 = st.integers(0, MAX_U63)
+STREAM_NUMBERS = st.integers(1, MAX_U63)
+ADDRESSES = st.ip_addresses().map(str).filter(lambda address: "%" not in address)
+PORT_NUMBERS = st.integers(1, 65_535)
+
+
+def texts(most: int = 40) -> st.SearchStrategy[str]:
+    """Text that may be shown on a terminal, and so survives the wire unchanged."""
+    return st.text(st.characters(codec="utf-8"), max_size=most // 4).filter(str.isprintable)
+
+
+def arguments(most: int = 40) -> st.SearchStrategy[str]:
+    """Text for execve: anything but NUL."""
+    return st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=most // 4)
+
+
+PORTS = st.builds(Port, st.sampled_from(Protocol), ADDRESSES, PORT_NUMBERS, st.sampled_from(PortKind))
+_PORT_TUPLES = st.lists(PORTS, max_size=5).map(tuple)
+SOCKET_TARGETS = st.builds(SocketTarget, ADDRESSES, PORT_NUMBERS)
+SIZES = st.builds(TerminalSize, st.integers(0, 65_535), st.integers(0, 65_535))
+COMMAND_TARGETS = st.builds(
+    CommandTarget,
+    st.lists(arguments(), max_size=4).map(tuple),
+    st.lists(st.tuples(arguments(), arguments()), max_size=4).map(tuple),
+    arguments(),
+    arguments(),
+    st.none() | SIZES,
+)
+_WINDOWS = st.integers(0, limits.STREAM_WINDOW)
+_PAYLOADS = st.binary(max_size=300)
+OPENS = st.builds(
+    Open, STREAM_NUMBERS, st.sampled_from([StreamKind.TCP, StreamKind.UDP]), SOCKET_TARGETS, _WINDOWS
+) | st.builds(Open, STREAM_NUMBERS, st.just(StreamKind.EXEC), COMMAND_TARGETS, _WINDOWS)
+HELLOS = st.builds(
+    Hello,
+    st.integers(1, MAX_U32),
+    st.integers(1, MAX_U32),
+    st.frozensets(texts(), max_size=5),
+    texts(),
+    texts(),
+    texts(),
+)
+_OWNERS = st.builds(PortOwner, texts(), U32, U32, texts())
+_SOURCES = st.builds(WakeupSource, texts(), st.booleans(), texts(), U63)
+
+_BY_KIND: dict[type[Message], st.SearchStrategy[Message]] = {
+    Hello: HELLOS,
+    Ping: st.builds(Ping, U32),
+    Pong: st.builds(Pong, U32),
+    Open: OPENS,
+    Opened: st.builds(Opened, STREAM_NUMBERS, _WINDOWS),
+    Refused: st.builds(Refused, STREAM_NUMBERS, texts(), texts()),
+    Data: st.builds(Data, STREAM_NUMBERS, _PAYLOADS),
+    ErrorOutput: st.builds(ErrorOutput, STREAM_NUMBERS, _PAYLOADS),
+    EndOfData: st.builds(EndOfData, STREAM_NUMBERS),
+    Reset: st.builds(Reset, STREAM_NUMBERS, texts()),
+    Credit: st.builds(Credit, STREAM_NUMBERS, st.integers(1, limits.STREAM_WINDOW)),
+    Signal: st.builds(Signal, STREAM_NUMBERS, texts(16)),
+    Resize: st.builds(Resize, STREAM_NUMBERS, SIZES),
+    Exit: st.builds(Exit, STREAM_NUMBERS, st.integers(0, 255), st.none())
+    | st.builds(Exit, STREAM_NUMBERS, st.none(), texts(16)),
+    PortsSnapshot: st.builds(PortsSnapshot, _PORT_TUPLES, st.booleans()),
+    PortsChanged: st.builds(PortsChanged, _PORT_TUPLES, _PORT_TUPLES),
+    PortOwners: st.builds(PortOwners, st.lists(st.tuples(PORTS, _OWNERS), max_size=5).map(tuple)),
+    StatusRequest: st.just(StatusRequest()),
+    Status: st.builds(
+        Status, st.lists(_SOURCES, max_size=4).map(tuple), st.lists(st.tuples(texts(), U63), max_size=4).map(tuple)
+    ),
+    Clock: st.builds(Clock, U63),
+    PowerOff: st.builds(PowerOff, st.booleans()),
+}
+
+MESSAGES_OF_EVERY_KIND = st.sampled_from(list(MESSAGES.values())).flatmap(lambda kind: _BY_KIND[kind])
+"""Any message. A kind without a strategy here is a KeyError."""
+
+WIRE_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats() | st.binary(max_size=20) | st.text(),
+    lambda inner: st.lists(inner, max_size=6) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=20,
+)
+"""Any value that msgpack can say."""
+
+
+@st.composite
+def pieces(draw: st.DrawFn, data: bytes) -> list[bytes]:
+    """`data`, cut at any places."""
+    cuts = sorted(draw(st.lists(st.integers(0, len(data)), max_size=8)))
+    return [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]

@@ -135,7 +135,7 @@ class DumpSchedule:
     def _interval(self) -> float:
         if not self._covered:
             return POLL_TICK
-        return min(SAFETY_TICK * 2 ** min(self._quiet_ticks, _MAX_DOUBLINGS), IDLE_TICK)
+        return min(SAFETY_TICK * (1 << min(self._quiet_ticks, _MAX_DOUBLINGS)), IDLE_TICK)
 
     def _settle(self, now: float) -> None:
         if self._unexplained and now >= self._unexplained_until:

@@ -39,7 +39,7 @@ OWNER_REST = 10
 """How many times as long as a search took the next one has to wait: searching takes at most a tenth of the time."""
 
 _FAILED_LOOK_PAUSE = 0.25
-_MAX_THREAD_HINTS = 256
+_MAX_THREAD_HINTS = 64
 
 
 class PortSink(Seam):
@@ -105,7 +105,7 @@ class PortWatch:
         self._owners: dict[Port, PortOwner] = {}
         self._orphans: dict[Port, int] = {}
         self._orphaned = trio.Event()
-        self._threads: dict[int, None] = {}
+        self._threads: list[int] = []
         self._looks = self._failed_looks = self._finds = self._searches = 0
 
     @property
@@ -152,10 +152,8 @@ class PortWatch:
             self._reader.close()
         raise AssertionError("the loop above ends only by being cancelled")
 
-    def wake(self, protocols: frozenset[Protocol], pids: Sequence[int] = ()) -> float:
+    def wake(self, protocols: frozenset[Protocol]) -> float:
         """Look at `protocols`, at once if it is time; see `wakeups.Watch`."""
-        for pid in pids[:_MAX_THREAD_HINTS]:
-            self._threads[pid] = None
         now = trio.current_time()
         for protocol in protocols:
             self._schedules[protocol].wake(now)
@@ -163,6 +161,10 @@ class PortWatch:
         self._woken.set()
         now = trio.current_time()
         return min((self._schedules[protocol].wait(now) for protocol in protocols), default=0.0)
+
+    def note_threads(self, threads: Sequence[int]) -> None:
+        """Where to look for owners first. Only the last ones are kept."""
+        self._threads = [*self._threads, *threads][-_MAX_THREAD_HINTS:]
 
     def is_open(self, protocol: Protocol, number: int) -> bool:
         """Whether a port with that number is known to be open, at any address."""
@@ -233,7 +235,7 @@ class PortWatch:
             await trio.sleep(OWNER_DELAY)
             self._orphaned = trio.Event()
             asked, self._orphans = self._orphans, {}
-            threads, self._threads = list(self._threads), {}
+            threads, self._threads = self._threads[::-1], []
             began = trio.current_time()
             self._searches += 1
             found = await self._search.find(set(asked.values()), threads)

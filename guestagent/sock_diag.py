@@ -42,6 +42,7 @@ _ATTEMPTS = 6
 _RECEIVE_SIZE = 64 * 1024  # the kernel makes its parts at most 32 KiB (netlink_dump in net/netlink/af_netlink.c)
 _ANSWER_TIMEOUT = struct.pack("@ll", 0, 500_000)  # struct timeval; the answer is there when send() returns
 _TRANSIENT = frozenset({errno.EBUSY, errno.EINTR, errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM})
+_SEQUENCE = 1  # of every request: a socket whose last answer is not complete is never used again
 _REQUEST = struct.Struct("=BBBxI48x")
 """struct inet_diag_req_v2: family, protocol, extensions, states, and an empty inet_diag_sockid."""
 _PROTOCOL_NUMBER = {Protocol.TCP: socket.IPPROTO_TCP, Protocol.UDP: socket.IPPROTO_UDP}
@@ -53,10 +54,13 @@ class _TryAgainError(Exception):
     """The dump is not complete; a new one may be."""
 
 
-def dump_request(protocol: Protocol, family: int, sequence: int) -> bytes:
+def dump_request(protocol: Protocol, family: int) -> bytes:
     """The request for all sockets of one family that may serve a port: listening TCP, any UDP."""
     body = _REQUEST.pack(family, _PROTOCOL_NUMBER[protocol], 0, _STATES[protocol])
-    return netlink.pack(BY_FAMILY, netlink.REQUEST | netlink.DUMP, sequence, body)
+    return netlink.pack(BY_FAMILY, netlink.REQUEST | netlink.DUMP, _SEQUENCE, body)
+
+
+_REQUESTS = {protocol: (dump_request(protocol, AF_INET), dump_request(protocol, AF_INET6)) for protocol in Protocol}
 
 
 class SocketReader:
@@ -67,7 +71,6 @@ class SocketReader:
         self._use_sock_diag = use_sock_diag
         self._socket: socket.socket | None = None
         self._buffer = memoryview(bytearray(_RECEIVE_SIZE))
-        self._sequence = 0
         self._missing: dict[Protocol, tuple[str, float]] = {}
         self._records = {protocol: DiagRecords(protocol) for protocol in Protocol}
         self.retries = 0
@@ -99,7 +102,8 @@ class SocketReader:
         if not self._use_sock_diag or self._is_missing(protocol):
             return self._read_proc_net(protocol)
         try:
-            records = self._dump(protocol, AF_INET) | self._dump(protocol, AF_INET6)
+            ipv4, ipv6 = _REQUESTS[protocol]
+            records = self._dump(ipv4) | self._dump(ipv6)
             sockets = self._records[protocol].sockets(records)
         except _TryAgainError:
             return self._read_proc_net(protocol)
@@ -127,30 +131,31 @@ class SocketReader:
             sockets |= parse_proc_net(protocol, text)
         return sockets
 
-    def _dump(self, protocol: Protocol, family: int) -> frozenset[bytes]:
+    def _dump(self, request: bytes) -> frozenset[bytes]:
         for _ in range(_ATTEMPTS):
             try:
-                return self._dump_once(protocol, family)
+                return self._dump_once(request)
             except _TryAgainError:
-                pass
+                self.close()
+            except KernelDataError:
+                self.close()
+                raise
             except OSError as exc:
                 self.close()
                 if exc.errno not in _TRANSIENT:
                     raise
             self.retries += 1
-            self.close()
         raise _TryAgainError
 
-    def _dump_once(self, protocol: Protocol, family: int) -> frozenset[bytes]:
+    def _dump_once(self, request: bytes) -> frozenset[bytes]:
         diag = self._open()
-        self._sequence = self._sequence % 0xFFFFFFFF + 1
-        diag.send(dump_request(protocol, family, self._sequence))
+        diag.send(request)
         records: list[bytes] = []
         while True:
             size = diag.recv_into(self._buffer, 0, socket.MSG_TRUNC)  # the datagram's true size, even if it is cut
             if size > _RECEIVE_SIZE:
                 raise _TryAgainError
-            part = parse_diag(self._buffer[:size].tobytes(), self._sequence)
+            part = parse_diag(self._buffer[:size].tobytes(), _SEQUENCE)
             if part.interrupted:
                 raise _TryAgainError
             if part.errno:

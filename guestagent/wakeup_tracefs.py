@@ -30,7 +30,17 @@ from typing import NoReturn
 
 import trio
 
-from guestagent.wakeups import NOTHING, TCP, UDP, SourceState, SourceUnavailableError, Watch, explain, went_live
+from guestagent.wakeups import (
+    NOTHING,
+    TCP,
+    TCP_AND_UDP,
+    UDP,
+    SourceState,
+    SourceUnavailableError,
+    Watch,
+    explain,
+    went_live,
+)
 
 TRACEFS = Path("/sys/kernel/tracing")
 
@@ -88,8 +98,8 @@ class TracefsSource:
             tcp, udp = b" inet_sock_set_state: " in text, b" udp_bind: " in text
             self._tcp.wakeups += tcp
             self._udp.wakeups += udp
-            pids = [int(digits) for digits in dict.fromkeys(_THREAD.findall(text))]
-            pause = watch.wake((TCP if tcp else NOTHING) | (UDP if udp else NOTHING), pids)
+            pause = watch.wake(TCP_AND_UDP if tcp and udp else TCP if tcp else UDP if udp else NOTHING)
+            watch.note_threads([int(digits) for digits in dict.fromkeys(_THREAD.findall(text))])
             if pause > 0:
                 await trio.sleep(pause)
 

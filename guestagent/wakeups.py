@@ -72,11 +72,14 @@ class SourceState:
 class Watch(Seam):
     """What a source needs of the port watch."""
 
-    def wake(self, protocols: frozenset[Protocol], pids: Sequence[int] = ()) -> float:
-        """Look again at `protocols`; `pids` (threads that did it) are where to look for owners first.
+    def wake(self, protocols: frozenset[Protocol]) -> float:
+        """Look again at `protocols`.
 
         Returns the seconds during which further wake-ups for the same protocols change nothing.
         """
+
+    def note_threads(self, threads: Sequence[int]) -> None:
+        """Thread ids that have opened or closed something: where to look for owners first."""
 
     def is_open(self, protocol: Protocol, number: int) -> bool:
         """Whether a port with that number is known to be open."""

@@ -15,15 +15,17 @@ class RecordingWatch:
     def __init__(self, *known: tuple[Protocol, int]) -> None:
         self.known = set(known)
         self.woken: list[frozenset[Protocol]] = []
-        self.pids: list[int] = []
+        self.threads: list[int] = []
         self._news = trio.Event()
 
-    def wake(self, protocols: frozenset[Protocol], pids: Sequence[int] = ()) -> float:
+    def wake(self, protocols: frozenset[Protocol]) -> float:
         self.woken.append(protocols)
-        self.pids += pids
         self._news.set()
         self._news = trio.Event()
         return 0.0
+
+    def note_threads(self, threads: Sequence[int]) -> None:
+        self.threads += threads
 
     def is_open(self, protocol: Protocol, number: int) -> bool:
         return (protocol, number) in self.known
@@ -36,4 +38,4 @@ class RecordingWatch:
 
     def forget(self) -> None:
         """Start to remember anew."""
-        self.woken, self.pids = [], []
+        self.woken, self.threads = [], []

@@ -83,7 +83,7 @@ def test_pyroute2_reads_the_same_out_of_the_same_bytes(protocol: Protocol) -> No
     theirs = set()
     for family in (socket.AF_INET, socket.AF_INET6):
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 4) as diag:
-            diag.send(dump_request(protocol, family, 1))
+            diag.send(dump_request(protocol, family))
             data = diag.recv(65536)
         for message in MarshalDiag().parse(data):
             if message["header"]["type"] == BY_FAMILY:

@@ -36,7 +36,7 @@ async def test_listening_and_closing_wake_and_name_the_thread() -> None:
         assert source.states[0].live
         listener = socket.create_server(("127.0.0.1", 0))
         await watch.until_woken_for(TCP)
-        assert os.getpid() in watch.pids
+        assert os.getpid() in watch.threads
         watch.forget()
         listener.close()
         await watch.until_woken_for(TCP)
@@ -53,7 +53,7 @@ async def test_connections_do_not_wake() -> None:
                     listener.accept()[0].close()
             last = socket.create_server(("127.0.0.1", 0))
             await watch.until_woken_for(TCP)
-            lines = watch.pids.count(os.getpid())
+            lines = watch.threads.count(os.getpid())
             last.close()
     assert lines == 1  # each wake-up names a thread once; 20 accepted connections gave none
 
@@ -126,6 +126,6 @@ async def test_lines_tell_the_protocol_and_the_thread_and_the_end_is_a_reason(
                 watch.forget()
                 os.write(writer, line)
                 await watch.until_woken_for(protocols)
-                assert pid in watch.pids
+                assert pid in watch.threads
             os.close(writer)
     assert [state.wakeups for state in source.states] == [2, 2]

@@ -1,0 +1,310 @@
+"""Debian images built from packages: what `build: debian-12` gives when no official image can be fetched.
+
+One mmdebstrap run makes the root, and its customize hook (cloud-init/image/customize) turns the root into a disk
+before the root is thrown away: raw ext4 written by `mke2fs -d`, converted to qcow2, with the kernel and a small initrd
+beside it. All of it happens as root or inside the user namespace that mmdebstrap makes for a normal user; there is no
+loop device, no mount on the host and no boot loader.
+
+Promises: the image boots without cloud images' detours (no firmware, no GRUB, no udev in the initrd), installs the
+guest agent from the seed at once, and is cached under a key of everything that went into it and of the month, so that
+it is at most a month behind with its updates. A failed or cancelled build leaves a log and nothing else.
+
+When this month's image cannot be built, last month's of the same recipe is taken and that is said.
+
+Rejected: debootstrap (needs root and mknod), a partition table and a boot loader (need loop devices, and firmware plus
+GRUB cost seconds), initramfs-tools in the image (2-3 s of each boot under software emulation).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import platform
+import shutil
+import signal
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import trio
+
+from hostagent.build_output import BuildOutput, explain_failure
+from hostagent.cidata import guest_files
+from hostagent.debian_sources import CODENAMES, KEYRING, debian_sources, proxy_environment
+from hostagent.errors import UserError
+from hostagent.image_cache import Image, disk_errors, entry_lock
+from hostagent.progress import Progress
+
+Release = Literal["debian-12", "debian-13"]
+
+PACKAGES = (
+    "systemd", "systemd-sysv", "systemd-resolved", "libpam-systemd", "udev", "kmod", "dbus", "dbus-user-session",
+    # cloud-init stays unconfigured without the cffi backend: python3-cryptography fails to import
+    "cloud-init", "python3", "python3-cffi-backend",
+    "ca-certificates", "curl", "iproute2", "iptables", "iputils-ping", "less", "nano-tiny", "netbase", "nftables",
+    "procps", "sudo", "uidmap",
+    "busybox-static",  # the initrd's only program
+)  # fmt: skip
+"""What is in the image besides Debian's minimal set and the kernel."""
+
+COMMAND_LINE = "root=LABEL=hostagent-root rw console={console} quiet tsc=reliable cryptomgr.notests 8250.nr_uarts=1"
+"""Kernel command line of built images.
+
+Under software emulation `tsc=reliable` matters most: the kernel would otherwise read the clock through the emulated
+HPET, which makes each clock_gettime(2) a system call plus a device access. The crypto self-tests cost a second or
+two, and each serial port that is not there a probe.
+"""
+
+_EXCLUDED = (
+    "/usr/share/man/*", "/usr/share/info/*", "/usr/share/locale/*", "/usr/share/doc/*",
+    # would make an initrd that nothing boots, for half a minute, at each kernel update
+    "/etc/kernel/postinst.d/initramfs-tools",
+)  # fmt: skip
+
+_DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
+
+ROOM_FOR_WORK = 3 * 2**30
+"""Bytes that the root, the raw disk and the compressed one need while the image is built."""
+
+ROOM_FOR_RESULT = 512 * 2**20
+"""Bytes that the finished image needs in the cache."""
+
+_STOP_SECONDS = 10
+"""How long mmdebstrap may take to remove its root after it was told to stop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Everything that decides what is in the image, except the month."""
+
+    release: str
+    architecture: str
+    """Debian's name: amd64 or arm64."""
+    overlay: bytes
+    """A tar archive that is unpacked over the root."""
+
+    @property
+    def packages(self) -> tuple[str, ...]:
+        """All packages that are asked for."""
+        return (*PACKAGES, f"linux-image-cloud-{self.architecture}")
+
+    @property
+    def command_line(self) -> str:
+        """The kernel command line the image is meant to be booted with."""
+        return COMMAND_LINE.format(console="ttyAMA0" if self.architecture == "arm64" else "ttyS0")
+
+    @property
+    def key(self) -> str:
+        """The name of the cache entry without its month: equal recipes have equal keys."""
+        content = "\0".join((*self.packages, *_EXCLUDED)).encode() + self.overlay
+        return f"{self.release}-{self.architecture}-{hashlib.sha256(content).hexdigest()[:12]}"
+
+
+def recipe_for(release: Release, architecture: str, files: Path) -> Recipe:
+    """The recipe for `release` with the guest's files from the folder `files` (cloud-init/)."""
+    try:
+        return Recipe(release, _DEBIAN_ARCHITECTURES[architecture], _overlay(files))
+    except KeyError:
+        known = ", ".join(sorted(set(_DEBIAN_ARCHITECTURES)))
+        raise UserError(
+            f"there is no Debian image for the architecture {architecture!r}", f"use one of {known}"
+        ) from None
+
+
+def _overlay(files: Path) -> bytes:
+    """The tar archive of what is laid over the root; equal files give equal bytes."""
+    image = files / "image"
+    members = {path.relative_to(image / "rootfs").as_posix(): path for path in (image / "rootfs").rglob("*")}
+    unit = "hostagent-guestagent.service"
+    members[f"etc/systemd/system/{unit}"] = files / unit
+    members["usr/local/lib/hostagent/update-from-seed"] = files / "update-from-seed"
+    for name in ("customize", "init"):
+        members[f"hostagent-build/{name}"] = image / name
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, path in sorted(members.items()):
+            if path.is_dir():
+                continue
+            content = path.read_bytes()
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            member.mode = 0o755 if content.startswith(b"#!") else 0o644
+            archive.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+async def build_image(release: Release, architecture: str, cache: Path, progress: Progress) -> Image:
+    """The image of `release`, from the cache or built now (about two minutes).
+
+    `architecture` is the machine's name as uname(1) gives it or Debian's. Raises `UserError` when a tool, packages,
+    rights or room are missing.
+    """
+    recipe = recipe_for(release, architecture, guest_files())
+    folder = cache / "images"
+    month = f"{datetime.now(UTC):%Y%m}"
+    entry = folder / f"{recipe.key}-{month}"
+    async with entry_lock(folder / f".{recipe.key}.lock", f"the {release} image", progress):
+        if not entry.exists():
+            try:
+                await _build(recipe, entry, progress)
+            except UserError as error:
+                if older := _older_entry(folder, recipe.key):
+                    return _image(recipe, older, f"this month's image could not be built: {error.message}")
+                raise
+    return _image(recipe, entry)
+
+
+def _image(recipe: Recipe, entry: Path, *notes: str) -> Image:
+    built = entry.name.rpartition("-")[2]
+    return Image(
+        disk=entry / "disk.qcow2",
+        format="qcow2",
+        kernel=entry / "vmlinuz",
+        initrd=entry / "initrd.img",
+        command_line=recipe.command_line,
+        origin=f"{recipe.release} built from packages in {built[:4]}-{built[4:]}",
+        notes=notes,
+    )
+
+
+def _older_entry(folder: Path, key: str) -> Path | None:
+    return max(folder.glob(f"{key}-??????"), default=None)
+
+
+async def _build(recipe: Recipe, entry: Path, progress: Progress) -> None:
+    progress.update("preparing the image build", 0, None)
+    work = Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 (mmdebstrap makes a folder of its own in it)
+    check_host(recipe, work, entry.parent)
+    mode = await _mode()
+    sources = await debian_sources(CODENAMES[recipe.release])
+    environment = {**await proxy_environment(), "TMPDIR": str(work), "LC_ALL": "C.UTF-8"}
+    with disk_errors(entry.parent), tempfile.TemporaryDirectory(prefix=".build-", dir=entry.parent) as staging_name:
+        staging = Path(staging_name)
+        (staging / "overlay.tar").write_bytes(recipe.overlay)
+        log = entry.parent / f"{recipe.key}.log"
+        await _run_mmdebstrap(mmdebstrap_command(recipe, mode, sources, staging), environment, log, progress)
+        await trio.to_thread.run_sync(_publish, staging, entry)
+
+
+def _publish(staging: Path, entry: Path) -> None:
+    (staging / "overlay.tar").unlink()
+    staging.chmod(0o755)
+    # What is renamed must be on the disk first: a power cut must not leave a complete-looking entry.
+    os.sync()
+    staging.rename(entry)
+    staging.mkdir()  # for TemporaryDirectory to remove
+
+
+def check_host(recipe: Recipe, work: Path, cache: Path) -> None:
+    """Raise `UserError` when this host cannot build: tools, room, or another architecture's programs."""
+    path = os.environ.get("PATH", os.defpath) + ":/usr/sbin:/sbin"
+    tools = {"mmdebstrap": "mmdebstrap", "mke2fs": "e2fsprogs", "qemu-img": "qemu-utils", "cpio": "cpio"}
+    if missing := [package for tool, package in tools.items() if shutil.which(tool, path=path) is None]:
+        raise UserError(
+            "the programs that build an image are not installed",
+            f"on Debian or Ubuntu: sudo apt-get install {' '.join(missing)}",
+        )
+    for place, room, variable in ((work, ROOM_FOR_WORK, "TMPDIR"), (cache, ROOM_FOR_RESULT, "HOSTAGENT_CACHE")):
+        if (free := shutil.disk_usage(place).free) < room:
+            raise UserError(
+                f"building the image needs {room >> 20} MiB in {place}, and {free >> 20} MiB are free",
+                f"free some space, or set {variable} to a folder on a larger disk",
+            )
+    native = _DEBIAN_ARCHITECTURES.get(platform.machine())
+    if recipe.architecture != native and not Path(f"/proc/sys/fs/binfmt_misc/qemu-{_machine(recipe)}").exists():
+        raise UserError(
+            f"this machine cannot run {recipe.architecture} programs, which building the image needs",
+            "on Debian or Ubuntu: sudo apt-get install qemu-user-static binfmt-support",
+        )
+
+
+def _machine(recipe: Recipe) -> str:
+    return "aarch64" if recipe.architecture == "arm64" else "x86_64"
+
+
+async def _mode() -> str:
+    """mmdebstrap's mode: root when we are, else a user namespace, which is tried out first."""
+    if os.geteuid() == 0:
+        return "root"
+    if shutil.which("newuidmap") is None:
+        raise UserError(
+            "building an image without root needs newuidmap", "on Debian or Ubuntu: sudo apt-get install uidmap"
+        )
+    probe = ["mmdebstrap", "--unshare-helper", "true"]
+    done = await trio.run_process(probe, capture_stdout=True, capture_stderr=True, check=False)
+    if done.returncode != 0:
+        raise UserError(
+            f"this user cannot make user namespaces: {done.stderr.decode(errors='replace').strip()[-300:]}",
+            "give the user a range of ids: sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $USER"
+            " (and allow user namespaces where a sysctl or AppArmor forbids them), or run this once as root",
+        )
+    return "unshare"
+
+
+def mmdebstrap_command(recipe: Recipe, mode: str, sources: Sequence[str], staging: Path) -> list[str]:
+    """The mmdebstrap command line that leaves disk.qcow2, vmlinuz and initrd.img in `staging`."""
+    hooks = [
+        f'--essential-hook=tar-in "{staging}/overlay.tar" /',
+        '--customize-hook=sh "$1/hostagent-build/customize" "$1"',
+        *(
+            f'--customize-hook=download /hostagent-build/{name} "{staging}/{name}"'
+            for name in ("disk.qcow2", "vmlinuz", "initrd.img")
+        ),
+    ]
+    return [
+        "mmdebstrap", "--verbose",
+        f"--mode={mode}", "--variant=minbase", "--format=null",
+        f"--architectures={recipe.architecture}",
+        f"--include={','.join(recipe.packages)}",
+        *([] if sources else [f"--keyring={KEYRING}"]),
+        '--aptopt=Acquire::Languages "none"',
+        "--aptopt=Acquire::Retries 3",
+        "--aptopt=Acquire::http::Timeout 20",
+        "--dpkgopt=force-confold",
+        *(f"--dpkgopt=path-exclude={pattern}" for pattern in _EXCLUDED),
+        "--dpkgopt=path-include=/usr/share/doc/*/copyright",
+        "--dpkgopt=path-include=/usr/share/locale/locale.alias",
+        *hooks,
+        CODENAMES[recipe.release], "-", *sources,
+    ]  # fmt: skip
+
+
+async def _run_mmdebstrap(command: list[str], environment: dict[str, str], log: Path, progress: Progress) -> None:
+    output = BuildOutput(progress)
+    with log.open("wb") as log_file:
+        async with trio.open_nursery() as nursery:
+            process: trio.Process = await nursery.start(
+                partial(
+                    trio.run_process,
+                    command,
+                    env=environment,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # so that all of it can be stopped, and Ctrl-C reaches it through us only
+                    check=False,
+                    deliver_cancel=_stop,
+                )
+            )
+            assert process.stdout is not None
+            async for chunk in process.stdout:
+                log_file.write(chunk)
+                output.feed(chunk)
+    if process.returncode != 0:
+        raise explain_failure(output.tail, log)
+
+
+async def _stop(process: trio.Process) -> None:
+    """Let mmdebstrap remove its root; kill what is left of its session after a while."""
+    os.killpg(process.pid, signal.SIGTERM)
+    with trio.move_on_after(_STOP_SECONDS):
+        await process.wait()
+        return
+    os.killpg(process.pid, signal.SIGKILL)

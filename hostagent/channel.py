@@ -179,6 +179,12 @@ class Channel:
 
     async def run(self) -> None:
         """Connect, serve, and connect again; runs until cancelled."""
+        try:
+            await self._run()
+        finally:
+            self._dispatch(self._connection.disconnected("the host agent ends"))
+
+    async def _run(self) -> None:
         pause = RECONNECT_FIRST
         while True:
             rest = RECONNECT_FIRST

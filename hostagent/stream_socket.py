@@ -5,6 +5,8 @@ from __future__ import annotations
 import socket
 import struct
 
+import trio
+
 from hostagent.forward_rules import ListenerKey
 from protocol.ports import Protocol
 
@@ -34,6 +36,20 @@ def listen(key: ListenerKey) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+async def wait_readable(sock: socket.socket) -> bool:
+    """Return when there is something to read: True, or False when `sock` is closed, whether before, meanwhile or since.
+
+    Whoever closes it calls `trio.lowlevel.notify_closing` first. That wakes a task that waits, and no other: one that
+    has not begun yet, or was woken by data in the same moment, finds a closed socket.
+    """
+    if sock.fileno() >= 0:
+        try:
+            await trio.lowlevel.wait_readable(sock)
+        except trio.ClosedResourceError:
+            return False
+    return sock.fileno() >= 0
 
 
 def abort(sock: socket.socket) -> None:

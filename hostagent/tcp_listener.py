@@ -18,7 +18,7 @@ import trio
 
 from hostagent.channel import Channel, StreamHandler
 from hostagent.forwards import Traffic
-from hostagent.stream_socket import abort
+from hostagent.stream_socket import abort, wait_readable
 from hostagent.waits import TRIO_WAITS
 from protocol.relay import SocketRelay
 from protocol.stream_messages import SocketTarget, StreamKind
@@ -132,11 +132,7 @@ async def accept_connections(
     `target` and `traffic` are asked for each connection, since another guest port may take over the listener. `ready`
     gives an event that is set while the guest agent is there.
     """
-    while True:
-        try:
-            await trio.lowlevel.wait_readable(listener)
-        except trio.ClosedResourceError:
-            return
+    while await wait_readable(listener):
         with trio.move_on_after(PATIENCE):
             await ready().wait()
         while True:

@@ -16,6 +16,7 @@ import trio
 
 from hostagent.channel import Channel, StreamHandler
 from hostagent.forwards import Traffic
+from hostagent.stream_socket import wait_readable
 from protocol.stream_messages import SocketTarget, StreamKind
 from protocol.streams import Stream
 
@@ -77,11 +78,7 @@ class UdpListener:
             self._channel.flush()
 
     async def _receive(self) -> None:
-        while True:
-            try:
-                await trio.lowlevel.wait_readable(self._sock)
-            except trio.ClosedResourceError:
-                return
+        while await wait_readable(self._sock):
             self._receive_turn()
             self._channel.flush()
 

@@ -4,7 +4,8 @@
 - Wake-ups that come sooner than `gap` after the last look wait for it to pass; each one that had to wait doubles the
   gap from `SHORTEST_GAP` to `LONGEST_GAP`. So a storm of n binds costs at most one look per 50 ms, and the first and
   last of it are still seen in time.
-- A look that takes long (many sockets, emulation) lengthens the gap, so that looking takes a bounded share of time.
+- A look that costs much (many sockets, emulation) lengthens the gap, so that looking takes a bounded share of a CPU.
+  It is CPU time that counts: on a busy machine a look that was only interrupted must not delay the next one.
 - Events come a few microseconds before a dump can show them. After a look that found nothing, further looks follow at
   `RESCANS`; after one that found something, one does, since another event may have come with it.
 - A tick looks without being asked: slowly when events cover the opening and closing of ports, quickly when they do not.
@@ -33,7 +34,10 @@ LATE = 0.2
 """Seconds that an event may come after the tick that found its change: destroyed sockets wait for RCU."""
 
 REST = 4
-"""The next wake-up's look waits this many times as long as the last one took: at most a fifth of the time is spent."""
+"""The next wake-up's look waits this many times the CPU time of the last one: at most a fifth of a CPU is spent."""
+
+LONGEST_REST = 0.5
+"""Seconds: however long a look takes, nobody waits longer than this for the next."""
 
 _MAX_DOUBLINGS = 8
 _ROUNDING = 1e-6
@@ -57,7 +61,6 @@ class DumpSchedule:
         self._had_to_wait = False
         self._gap = SHORTEST_GAP
         self._earliest = now
-        self._began = now
         self._rescans: list[float] = []
         self._tick = now
         self._unexplained = 0
@@ -97,7 +100,6 @@ class DumpSchedule:
         self._settle(now)
         if now + _ROUNDING < self.due():
             return None
-        self._began = now
         if self._woken:
             self._woken = False
             self._gap = min(self._gap * 2, LONGEST_GAP) if self._had_to_wait else SHORTEST_GAP
@@ -106,14 +108,14 @@ class DumpSchedule:
             return Cause.RESCAN
         return Cause.TICK
 
-    def finish(self, cause: Cause, changes: int, now: float) -> None:
-        """The look that `begin` started found `changes`."""
+    def finish(self, cause: Cause, changes: int, cost: float, now: float) -> None:
+        """The look that `begin` started found `changes` and took `cost` seconds of CPU."""
         if cause is Cause.TICK:
             self._quiet_ticks = 0 if changes else self._quiet_ticks + 1
         self._tick = now + self._interval
         match cause:
             case Cause.WAKEUP:
-                self._earliest = now + max(self._gap, REST * (now - self._began))
+                self._earliest = now + max(self._gap, min(REST * cost, LONGEST_REST))
                 busy = self._gap > SHORTEST_GAP
                 steps = (RESCAN_AFTER_FIND,) if changes and not busy else RESCANS
                 self._rescans = [now + step for step in steps if not busy or step >= self._gap]

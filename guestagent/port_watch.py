@@ -14,6 +14,7 @@ for a listener that has to start over.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
@@ -208,6 +209,7 @@ class PortWatch:
 
     def _look(self, protocol: Protocol, schedule: DumpSchedule, cause: Cause) -> None:
         self._looks += 1
+        began = time.thread_time()
         try:
             sockets = self._reader.read(protocol)
         except (OSError, KernelDataError):
@@ -227,7 +229,7 @@ class PortWatch:
         changes = len(change.opened) + len(change.closed)
         if cause is Cause.TICK and not schedule.covered:
             self._finds += changes
-        schedule.finish(cause, changes, trio.current_time())
+        schedule.finish(cause, changes, time.thread_time() - began, trio.current_time())
 
     async def _find_owners(self) -> NoReturn:
         while True:

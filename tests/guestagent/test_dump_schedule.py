@@ -11,6 +11,7 @@ from guestagent.dump_schedule import (
     IDLE_TICK,
     LATE,
     LONGEST_GAP,
+    LONGEST_REST,
     POLL_TICK,
     RESCAN_AFTER_FIND,
     RESCANS,
@@ -27,7 +28,7 @@ def quiet(now: float = 100.0) -> DumpSchedule:
     schedule = DumpSchedule(now - 1)
     schedule.cover(True, now - 1)
     assert schedule.begin(now - 1) is Cause.TICK
-    schedule.finish(Cause.TICK, 0, now - 1)
+    schedule.finish(Cause.TICK, 0, 0.0, now - 1)
     return schedule
 
 
@@ -38,7 +39,7 @@ def looks(schedule: DumpSchedule, since: float, until: float, *, changes: int = 
     while (now := max(now, schedule.due())) <= until:
         cause = schedule.begin(now)
         assert cause is not None
-        schedule.finish(cause, changes if cause is Cause.WAKEUP else 0, now)
+        schedule.finish(cause, changes if cause is Cause.WAKEUP else 0, 0.0, now)
         taken.append((cause, round(now, 6)))
     return taken
 
@@ -55,7 +56,7 @@ def test_a_look_that_found_nothing_is_repeated_shortly_after() -> None:
     schedule = quiet()
     schedule.wake(100.0)
     assert schedule.begin(100.0) is Cause.WAKEUP
-    schedule.finish(Cause.WAKEUP, 0, 100.0)
+    schedule.finish(Cause.WAKEUP, 0, 0.0, 100.0)
     assert looks(schedule, 100.0, 101.0) == [(Cause.RESCAN, 100.0 + step) for step in RESCANS]
 
 
@@ -63,7 +64,7 @@ def test_a_look_that_found_something_is_repeated_once() -> None:
     schedule = quiet()
     schedule.wake(100.0)
     assert schedule.begin(100.0) is Cause.WAKEUP
-    schedule.finish(Cause.WAKEUP, 1, 100.0)
+    schedule.finish(Cause.WAKEUP, 1, 0.0, 100.0)
     assert looks(schedule, 100.0, 101.0) == [(Cause.RESCAN, 100.0 + RESCAN_AFTER_FIND)]
 
 
@@ -119,18 +120,22 @@ def test_the_gap_is_short_again_after_quiet() -> None:
     assert 0 < schedule.wait(103.001) <= SHORTEST_GAP
 
 
-def test_a_slow_look_makes_the_next_one_wait_longer() -> None:
+def test_a_costly_look_makes_the_next_one_wait_longer_but_not_for_ever() -> None:
     schedule = quiet()
     schedule.wake(100.0)
     assert schedule.begin(100.0) is Cause.WAKEUP
-    schedule.finish(Cause.WAKEUP, 1, 100.1)
+    schedule.finish(Cause.WAKEUP, 1, 0.1, 100.1)
     assert abs(schedule.wait(100.1) - REST * 0.1) < 1e-6
+    schedule.wake(100.1)
+    assert schedule.begin(schedule.due()) is Cause.WAKEUP
+    schedule.finish(Cause.WAKEUP, 1, 60.0, 101.0)
+    assert schedule.wait(101.0) == LONGEST_REST
 
 
 def tick_that_finds(schedule: DumpSchedule) -> float:
     now = schedule.due()
     assert schedule.begin(now) is Cause.TICK
-    schedule.finish(Cause.TICK, 2, now)
+    schedule.finish(Cause.TICK, 2, 0.0, now)
     return now
 
 

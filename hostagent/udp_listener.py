@@ -31,9 +31,10 @@ Address = tuple[str, int] | tuple[str, int, int, int]
 class _Flow(StreamHandler):
     """One client of one listener."""
 
-    def __init__(self, listener: UdpListener, client: Address) -> None:
+    def __init__(self, listener: UdpListener, client: Address, traffic: Traffic) -> None:
         self._listener = listener
         self.client = client
+        self.traffic = traffic
         self.stream: Stream | None = None
         self.last_used = 0.0
 
@@ -93,8 +94,8 @@ class UdpListener:
             self._send(client, payload)
 
     def _send(self, client: Address, payload: bytes) -> None:
-        traffic = self._traffic()
         flow = self._flows.get(client) or self._begin(client)
+        traffic = self._traffic() if flow is None else flow.traffic
         if flow is None or flow.stream is None or not self._channel.connection.send_data(flow.stream, payload):
             traffic.datagrams_dropped += 1
             return
@@ -106,20 +107,19 @@ class UdpListener:
     def _begin(self, client: Address) -> _Flow | None:
         if len(self._flows) >= FLOWS:
             self._end(next(iter(self._flows.values())), "another client needs the place")
-        flow = _Flow(self, client)
+        flow = _Flow(self, client, self._traffic())
         flow.stream = self._channel.open(StreamKind.UDP, self._target(), flow)
         if flow.stream is None:
             return None
         self._flows[client] = flow
-        traffic = self._traffic()
-        traffic.connections += 1
-        traffic.connections_total += 1
+        flow.traffic.connections += 1
+        flow.traffic.connections_total += 1
         self._first_flow.set()
         return flow
 
     def answer(self, flow: _Flow, payload: bytes) -> None:
         """Give the client a datagram of the guest."""
-        traffic = self._traffic()
+        traffic = flow.traffic
         try:
             self._sock.sendto(payload, flow.client)
         except OSError:
@@ -134,7 +134,7 @@ class UdpListener:
         """The flow's stream is over."""
         if self._flows.get(flow.client) is flow:
             del self._flows[flow.client]
-            self._traffic().connections -= 1
+            flow.traffic.connections -= 1
 
     def _end(self, flow: _Flow, reason: str) -> None:
         self.forget(flow)

@@ -1,0 +1,87 @@
+"""Overlays are made once, only ever enlarged, and never lose their image without a word. With the real qemu-img."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from hostagent.errors import UserError
+from hostagent.image_cache import Image
+from hostagent.qemu import disks
+from hostagent.qemu.disks import prepare_disk
+
+GIB = 2**30
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Image:
+    path = tmp_path / "image.qcow2"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "1G"], check=True)
+    return Image(path, "qcow2", None, None, "", "made for the test")
+
+
+def virtual_size(disk: Path) -> int:
+    shown = subprocess.run(["qemu-img", "info", "--output=json", disk], check=True, capture_output=True).stdout
+    size: int = json.loads(shown)["virtual-size"]
+    return size
+
+
+async def test_a_new_disk_has_the_size_asked_for_and_costs_nothing(tmp_path: Path, image: Image) -> None:
+    disk = tmp_path / "disk.qcow2"
+    assert await prepare_disk(disk, image, 20 * GIB) == "new, 20 GiB"
+    assert virtual_size(disk) == 20 * GIB
+    assert disk.stat().st_size < 2**20
+
+
+async def test_a_disk_is_never_smaller_than_its_image(tmp_path: Path, image: Image) -> None:
+    disk = tmp_path / "disk.qcow2"
+    await prepare_disk(disk, image, 1024)
+    assert virtual_size(disk) == GIB
+
+
+async def test_an_existing_disk_grows_and_never_shrinks(tmp_path: Path, image: Image) -> None:
+    disk = tmp_path / "disk.qcow2"
+    await prepare_disk(disk, image, 2 * GIB)
+    assert await prepare_disk(disk, image, 3 * GIB) == "enlarged from 2 GiB to 3 GiB"
+    assert virtual_size(disk) == 3 * GIB
+    assert "kept at 3 GiB" in await prepare_disk(disk, image, 2 * GIB)
+    assert virtual_size(disk) == 3 * GIB
+
+
+async def test_an_image_that_has_gone_is_named(tmp_path: Path, image: Image) -> None:
+    disk = tmp_path / "disk.qcow2"
+    await prepare_disk(disk, image, 2 * GIB)
+    image.disk.unlink()
+    with pytest.raises(UserError, match=r"image\.qcow2"):
+        await prepare_disk(disk, image, 2 * GIB)
+
+
+async def test_qemu_img_s_own_words_reach_the_user_and_no_half_disk_stays(tmp_path: Path, image: Image) -> None:
+    image.disk.write_bytes(b"QFI\xfb no image at all")
+    disk = tmp_path / "disk.qcow2"
+    with pytest.raises(UserError, match="qemu-img"):
+        await prepare_disk(disk, image, 2 * GIB)
+    assert not disk.exists()
+
+
+async def test_without_qemu_img_the_user_hears_how_to_get_it(
+    tmp_path: Path, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", os.fspath(tmp_path))
+    with pytest.raises(UserError, match="qemu-img"):
+        await prepare_disk(tmp_path / "disk.qcow2", image, GIB)
+
+
+async def test_a_full_disk_is_said_before_anything_is_made(
+    tmp_path: Path, image: Image, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(disks.shutil, "disk_usage", lambda _: usage(10 * GIB, 10 * GIB, 5 * 2**20))
+    with pytest.raises(UserError, match="5 MiB are free"):
+        await prepare_disk(tmp_path / "disk.qcow2", image, GIB)
+    assert not (tmp_path / "disk.qcow2").exists()

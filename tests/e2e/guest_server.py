@@ -8,7 +8,9 @@ Requests, with the fields besides `do` (answers have `ok`, or `error` with an er
     hello                            pid
     tcp   kind host port [backlog]   listen; answers the port (0 picks one). Kinds: see TCP_KINDS
     udp   kind host port             bind; answers the port. Kinds: see UDP_KINDS
-    close port                       close every listener and UDP socket of that port
+    bind  host port                  bind TCP without listening; answers the port
+    listen kind port                 listen with what `bind` bound
+    close port [host]                close every listener and UDP socket of that port, or only that on one address
     stat                             counters since the start
     processes pattern                pid, RSS in KiB, CPU ticks and command line of processes whose command line matches
     run   command [limit]           /bin/sh -c; answers status and output (stdout and stderr together)
@@ -122,6 +124,18 @@ UDP_KINDS: dict[str, Callable[[bytes, tuple[Any, ...]], bytes | None]] = {
 }
 
 
+def connected_echo(server: socket.socket) -> None:
+    """Connect to the first sender and echo to it: a UDP server that is bound and connected from then on."""
+    try:
+        data, sender = server.recvfrom(1 << 16)
+        server.connect(sender)
+        server.send(data)
+        while server.fileno() >= 0 and (data := server.recv(1 << 16)):
+            server.send(data)
+    except OSError as error:  # closed on request, or the peer is gone
+        counters[f"udp-{errno.errorcode.get(error.errno or 0, '?')}"] += 1
+
+
 def serve_connection(kind: Callable[[socket.socket], None], connection: socket.socket) -> None:
     with connection:
         try:
@@ -177,27 +191,41 @@ def do_hello() -> dict[str, Any]:
 
 
 def do_tcp(kind: str, host: str, port: int, backlog: int = 512) -> dict[str, Any]:
-    serve = TCP_KINDS[kind]
-    listener = open_socket(socket.SOCK_STREAM, host, port)
+    chosen = do_bind(host, port)["port"]
+    return do_listen(kind, chosen, backlog)
+
+
+def do_bind(host: str, port: int) -> dict[str, Any]:
+    return remember(open_socket(socket.SOCK_STREAM, host, port))
+
+
+def do_listen(kind: str, port: int, backlog: int = 512) -> dict[str, Any]:
+    listener = bound[port][-1]
     listener.listen(backlog)
-    return start(serve_tcp, serve, listener)
+    if kind != "deaf":  # that one never accepts
+        threading.Thread(target=serve_tcp, args=(TCP_KINDS[kind], listener), daemon=True).start()
+    return {"port": port}
 
 
 def do_udp(kind: str, host: str, port: int) -> dict[str, Any]:
-    serve = UDP_KINDS[kind]
-    return start(serve_udp, serve, open_socket(socket.SOCK_DGRAM, host, port))
+    opened = open_socket(socket.SOCK_DGRAM, host, port)
+    if kind == "connected":
+        threading.Thread(target=connected_echo, args=(opened,), daemon=True).start()
+    else:
+        threading.Thread(target=serve_udp, args=(UDP_KINDS[kind], opened), daemon=True).start()
+    return remember(opened)
 
 
-def start(loop: Callable[..., None], serve: Callable[..., object], opened: socket.socket) -> dict[str, Any]:
+def remember(opened: socket.socket) -> dict[str, Any]:
     chosen: int = opened.getsockname()[1]
     bound.setdefault(chosen, []).append(opened)
-    threading.Thread(target=loop, args=(serve, opened), daemon=True).start()
     return {"port": chosen}
 
 
-def do_close(port: int) -> dict[str, Any]:
-    closed = bound.pop(port, [])
+def do_close(port: int, host: str = "") -> dict[str, Any]:
+    closed = [opened for opened in bound.get(port, []) if host in ("", opened.getsockname()[0])]
     for opened in closed:
+        bound[port].remove(opened)
         try:
             # Wakes the thread that waits in accept or recvfrom; a plain close would leave the port open until then.
             opened.shutdown(socket.SHUT_RDWR)
@@ -234,8 +262,8 @@ def do_run(command: str, limit: float = 30.0) -> dict[str, Any]:
 
 
 REQUESTS: dict[str, Callable[..., dict[str, Any]]] = {
-    "hello": do_hello, "tcp": do_tcp, "udp": do_udp, "close": do_close, "stat": do_stat,
-    "processes": do_processes, "run": do_run,
+    "hello": do_hello, "tcp": do_tcp, "udp": do_udp, "bind": do_bind, "listen": do_listen, "close": do_close,
+    "stat": do_stat, "processes": do_processes, "run": do_run,
 }  # fmt: skip
 
 

@@ -60,9 +60,17 @@ class GuestServer:
         """Bind; the port."""
         return int((await self.request("udp", kind=kind, host=host, port=port))["port"])
 
-    async def close(self, port: int) -> None:
-        """Close every listener and UDP socket of `port`."""
-        await self.request("close", port=port)
+    async def bind(self, host: str, port: int = 0) -> int:
+        """Bind TCP without listening; the port."""
+        return int((await self.request("bind", host=host, port=port))["port"])
+
+    async def listen(self, kind: str, port: int) -> None:
+        """Listen with what `bind` bound."""
+        await self.request("listen", kind=kind, port=port)
+
+    async def close(self, port: int, host: str = "") -> None:
+        """Close every listener and UDP socket of `port`, or only that on the address `host`."""
+        await self.request("close", port=port, host=host)
 
     async def counters(self) -> dict[str, int]:
         """Counters since the server's start; one that never counted is missing."""

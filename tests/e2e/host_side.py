@@ -1,0 +1,190 @@
+"""The host's side of a guest without a host agent around it: the real channel, the real forwarder, no API, no QEMU.
+
+Between the channel and QEMU's socket stands a `Wire`, so that a test can cut it, or write into it what neither agent
+said.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from hostagent.channel import Channel
+from hostagent.forwarder import Forwarder
+from hostagent.forwards import Forward, ForwardState
+from protocol.limits import PROTOCOL_VERSIONS
+from protocol.messages import Hello, Message, PortOwners, PortsChanged, PortsSnapshot, Status, StatusRequest
+from protocol.ports import Port, Protocol
+
+PATIENCE = 10.0
+"""Bound on what should happen at once. It only has to hold on a machine that is busy with something else as well."""
+
+
+class Wire:
+    """Carries bytes between whoever connects to `path` and the socket `there`."""
+
+    def __init__(self, path: Path, there: Path) -> None:
+        self.path = path
+        self._there = there
+        self._scope = trio.CancelScope()
+        self._ends: tuple[trio.SocketStream, trio.SocketStream] | None = None
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Serve one connection after the other, until cancelled."""
+        listener = trio.socket.socket(trio.socket.AF_UNIX)
+        with listener:
+            await listener.bind(str(self.path))
+            listener.listen(1)
+            task_status.started()
+            while True:
+                accepted, _ = await listener.accept()
+                with trio.CancelScope() as self._scope:
+                    await self._carry(trio.SocketStream(accepted))
+
+    async def _carry(self, near: trio.SocketStream) -> None:
+        async with near, await trio.open_unix_socket(str(self._there)) as far, trio.open_nursery() as nursery:
+            self._ends = near, far
+            nursery.start_soon(self._pump, near, far)
+            nursery.start_soon(self._pump, far, near)
+
+    async def _pump(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
+        try:
+            while data := await source.receive_some(1 << 18):
+                await target.send_all(data)
+        except (trio.BrokenResourceError, trio.BusyResourceError):
+            pass  # a test wrote at the same time, or an end is gone: either way this connection is over
+        self._scope.cancel()
+
+    def cut(self) -> None:
+        """Drop the connection that is there; the channel makes the next one."""
+        self._scope.cancel()
+
+    async def write_to_guest(self, data: bytes) -> None:
+        """Bytes for the guest agent that the host agent did not say."""
+        assert self._ends is not None
+        await self._ends[1].send_all(data)
+
+    async def write_to_host(self, data: bytes) -> None:
+        """Bytes for the host agent that the guest agent did not say."""
+        assert self._ends is not None
+        await self._ends[0].send_all(data)
+
+
+class HostSide:
+    """What a host agent would know of the guest. Implements `channel.ChannelObserver`."""
+
+    def __init__(self, channel_socket: Path) -> None:
+        hello = Hello(*PROTOCOL_VERSIONS, frozenset({"tcp", "udp", "exec"}), "test", "", "")
+        self.channel = Channel(channel_socket, hello, self)
+        self.forwarder = Forwarder(self.channel, (), self._forward_changed)
+        self.ends: list[str] = []
+        """Why generations ended."""
+        self.generations = 0
+        self.status: Status | None = None
+        self._snapshot: set[Port] = set()
+        self._ready_generation = 0
+        self._changed = trio.lowlevel.ParkingLot()
+
+    # ------------------------------------------------------------------ ChannelObserver
+
+    def generation_started(self, peer: Hello) -> None:
+        """The guest agent is there."""
+        self.generations += 1
+        self._snapshot = set()
+
+    def generation_ended(self, reason: str, *, fault: bool) -> None:
+        """The guest agent is away."""
+        self.ends.append(f"fault: {reason}" if fault else reason)
+        self.forwarder.stall()
+        self._changed.unpark_all()
+
+    def incompatible(self, peer: Hello) -> None:
+        """Never: both come from the same checkout."""
+        raise AssertionError(peer)
+
+    def message(self, message: Message) -> None:
+        """What a host agent does with it."""
+        match message:
+            case PortsSnapshot():
+                self._snapshot.update(message.ports)
+                if message.last:
+                    self.forwarder.replace(self._snapshot)
+                    self._snapshot = set()
+                    self._ready_generation = self.generations
+            case PortsChanged():
+                assert self.forwarder.change(message.opened, message.closed)
+            case PortOwners():
+                self.forwarder.name_owners(message.owners)
+            case Status():
+                self.status = message
+        self._changed.unpark_all()
+
+    def _forward_changed(self, _forward: Forward, _present: bool) -> None:
+        self._changed.unpark_all()
+
+    # ------------------------------------------------------------------ for tests
+
+    async def wait_until(self, condition: Callable[[], bool], seconds: float = PATIENCE) -> None:
+        """Wait for `condition`, looked at whenever the guest said something; `TooSlowError` after `seconds`."""
+        with trio.fail_after(seconds):
+            while not condition():
+                await self._changed.park()
+
+    async def ready(self, after: int = 0, seconds: float = PATIENCE) -> None:
+        """Wait for the whole list of ports of a generation later than number `after`."""
+        await self.wait_until(lambda: self._ready_generation > after and self.channel.running, seconds)
+
+    def forward(self, port: int, protocol: Protocol = Protocol.TCP) -> Forward | None:
+        """The forward of the guest's `port`; of several addresses, the first."""
+        found = (one for one in self.forwarder.forwards if (one.guest.port, one.protocol) == (port, protocol))
+        return next(found, None)
+
+    async def listening(self, *ports: int, protocol: Protocol = Protocol.TCP) -> None:
+        """Wait until all of `ports` are forwarded."""
+
+        def all_there() -> bool:
+            found = [self.forward(port, protocol) for port in ports]
+            return all(one is not None and one.state is ForwardState.LISTENING for one in found)
+
+        await self.wait_until(all_there)
+
+    async def gone(self, *ports: int, protocol: Protocol = Protocol.TCP) -> None:
+        """Wait until none of `ports` has a forward."""
+        await self.wait_until(lambda: not any(self.forward(port, protocol) for port in ports))
+
+    async def fresh_status(self) -> Status:
+        """What the guest agent answers now when asked how it is doing."""
+        self.status = None
+        self.channel.send(StatusRequest())
+        await self.wait_until(lambda: self.status is not None)
+        assert self.status is not None
+        return self.status
+
+
+@asynccontextmanager
+async def host_side(channel_socket: Path) -> AsyncIterator[HostSide]:
+    """A host's side that has the guest's list of ports."""
+    side = HostSide(channel_socket)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(side.forwarder.run)
+        nursery.start_soon(side.channel.run)
+        await side.ready(seconds=60)  # the guest agent may just be starting
+
+        yield side
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def breakable_host_side(channel_socket: Path) -> AsyncIterator[tuple[HostSide, Wire]]:
+    """The same behind a wire that can be cut."""
+    with tempfile.TemporaryDirectory(prefix="wire-") as folder:
+        wire = Wire(Path(folder) / "wire.sock", channel_socket)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(wire.run)
+            async with host_side(wire.path) as side:
+                yield side, wire
+            nursery.cancel_scope.cancel()

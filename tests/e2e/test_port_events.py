@@ -1,0 +1,162 @@
+"""Ports of the guest appear on the host and vanish from it: one at a time, many at once, briefly, late."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import trio
+
+from hostagent.forwards import ForwardState
+from protocol.ports import Protocol
+from tests.e2e.clients import exchange, receive_to_end, tcp_client, udp_client
+from tests.e2e.host_side import HostSide
+from tests.e2e.shared_guest import SharedGuest
+
+pytestmark = pytest.mark.tiny_guest
+
+SOON = 1.0
+"""Seconds within which a port appears or vanishes even on a busy machine; the figures are in tests/perf."""
+
+NUMBERS = iter(range(20_000, 26_000))
+
+
+async def _says_hello(port: int) -> bool:
+    try:
+        async with tcp_client(port) as client:
+            return await receive_to_end(client) == b"hello\n"
+    except ConnectionError:
+        return False
+
+
+async def _refused(port: int) -> bool:
+    """Whether the host itself says that nobody listens."""
+    try:
+        async with tcp_client(port):
+            return False
+    except ConnectionRefusedError:
+        return True
+    except ConnectionResetError:  # the guest refused, and the host has not heard of it yet
+        return False
+
+
+async def test_a_tcp_port_is_usable_soon_after_listen_and_refused_soon_after_close(
+    tiny: SharedGuest, host: HostSide
+) -> None:
+    for _ in range(5):
+        port = await tiny.server.tcp("banner", "127.0.0.1", next(NUMBERS))
+        with trio.fail_after(SOON):
+            while not await _says_hello(port):
+                await trio.sleep(0.001)
+        await tiny.server.close(port)
+        with trio.fail_after(SOON):
+            while not await _refused(port):
+                await trio.sleep(0.001)
+
+
+async def test_a_udp_port_is_usable_soon_after_bind_and_gone_soon_after_close(
+    tiny: SharedGuest, host: HostSide
+) -> None:
+    for _ in range(5):
+        port = await tiny.server.udp("echo", "127.0.0.1", next(NUMBERS))
+        with trio.fail_after(SOON):
+            await host.listening(port, protocol=Protocol.UDP)
+        async with udp_client(port) as client:
+            assert await exchange(client, b"x") == b"x"
+        await tiny.server.close(port)
+        with trio.fail_after(SOON):
+            await host.gone(port, protocol=Protocol.UDP)
+
+
+async def test_200_listeners_open_and_close_in_one_go(tiny: SharedGuest, host: HostSide) -> None:
+    ports = [next(NUMBERS) for _ in range(200)]
+    for port in ports:
+        await tiny.server.tcp("banner", "127.0.0.1", port)
+    await host.listening(*ports)
+    assert all([await _says_hello(port) for port in ports[::20]])
+    for port in ports:
+        await tiny.server.close(port)
+    await host.gone(*ports)
+
+
+async def test_listeners_that_live_for_a_moment_leave_nothing_behind(tiny: SharedGuest, host: HostSide) -> None:
+    ports = [next(NUMBERS) for _ in range(50)]
+    for port in ports:
+        await tiny.server.tcp("banner", "127.0.0.1", port)
+        await tiny.server.close(port)
+    last = await tiny.server.tcp("banner", "127.0.0.1", next(NUMBERS))
+    await host.listening(last)
+    await host.gone(*ports)
+    await tiny.server.close(last)
+
+
+async def test_a_port_that_is_bound_appears_when_it_listens(tiny: SharedGuest, host: HostSide) -> None:
+    bound, other = await tiny.server.bind("127.0.0.1", next(NUMBERS)), next(NUMBERS)
+    await tiny.server.tcp("banner", "127.0.0.1", other)
+    await host.listening(other)
+    assert host.forward(bound) is None
+    await tiny.server.listen("banner", bound)
+    with trio.fail_after(SOON):
+        await host.listening(bound)
+    assert await _says_hello(bound)
+    for port in (bound, other):
+        await tiny.server.close(port)
+
+
+async def test_a_port_that_changes_hands_at_once_stays_usable(tiny: SharedGuest, host: HostSide) -> None:
+    port = await tiny.server.tcp("banner", "127.0.0.1", next(NUMBERS))
+    await host.listening(port)
+    await tiny.server.close(port)
+    await tiny.server.tcp("echo", "0.0.0.0", port)
+
+    def led_to_the_new_one() -> bool:
+        forward = host.forward(port)
+        return forward is not None and forward.guest.address == "0.0.0.0"
+
+    await host.wait_until(led_to_the_new_one)
+    await host.listening(port)
+    async with tcp_client(port) as client:
+        await client.send(b"x")
+        assert await client.recv(1) == b"x"
+    await tiny.server.close(port)
+
+
+async def test_one_address_of_several_goes_and_the_others_stay(tiny: SharedGuest, host: HostSide) -> None:
+    number = next(NUMBERS)
+    for address in ("127.0.0.1", "::1"):
+        await tiny.server.tcp("banner", address, number)
+    await host.wait_until(lambda: [one.guest.port for one in host.forwarder.forwards].count(number) == 2)
+    await tiny.server.close(number, "::1")
+    await host.wait_until(lambda: [one.guest.port for one in host.forwarder.forwards].count(number) == 1)
+    for loopback in ("127.0.0.1", "::1"):
+        async with tcp_client(number, loopback) as client:
+            assert await receive_to_end(client) == b"hello\n"
+    await tiny.server.close(number)
+
+
+async def test_owners_are_named_and_noise_is_ignored(tiny: SharedGuest, host: HostSide) -> None:
+    hello = await tiny.server.request("hello")
+    port = await tiny.server.tcp("banner", "127.0.0.1", next(NUMBERS))
+    client_like = await tiny.server.udp("echo", "0.0.0.0", 40_123)
+    await host.wait_until(lambda: getattr(host.forward(port), "owner", None) is not None)
+    forward = host.forward(port)
+    assert forward is not None
+    assert forward.owner is not None
+    assert (forward.owner.process, forward.owner.pid, forward.owner.uid) == ("guest_server", hello["pid"], 0)
+    await host.wait_until(lambda: host.forward(client_like, Protocol.UDP) is not None)
+    ignored = host.forward(client_like, Protocol.UDP)
+    assert ignored is not None
+    assert (ignored.state, ignored.host) == (ForwardState.IGNORED, ())
+    assert "belong to clients" in ignored.reason
+    for used in (port, client_like):
+        await tiny.server.close(used)
+
+
+async def test_nothing_was_missed_by_the_events(tiny: SharedGuest, host: HostSide) -> None:
+    status = await host.fresh_status()
+    not_live = {source.name: source.reason for source in status.sources if not source.live}
+    assert not not_live
+    assert dict(status.counters)["misses"] == 0
+    began = time.monotonic()
+    await host.fresh_status()
+    assert time.monotonic() - began < SOON

@@ -8,7 +8,9 @@ again for as long as lock file and Python are the same.
 Promises: the output folder appears whole or not at all (one rename), was started once and passed its own self-test,
 and a second run at the same time waits for the first. Lines on stdout are progress for people; all else is in the log.
 
-The frozen agent needs the glibc of the machine that froze it, or a newer one; check_frozen.py says which.
+The frozen agent needs about the glibc of the machine that froze it, or a newer one; check_frozen.py says which. Where a
+newer glibc is asked for by nothing but a function that older ones have too, `relax_versions` drops that demand: Debian
+12's Python (glibc 2.36) asks for 2.35 because of `hypot` alone, and so runs on Red Hat 9 and its kin (2.34).
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import hashlib
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
@@ -27,6 +30,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
+
+RELAXED = {b"GLIBC_2.35": {b"hypot"}, b"GLIBC_2.38": {b"fmod"}}
+"""Symbols by version that may as well be bound to the definition of an older glibc: same signature, same results. The
+new versions only left out the SVID error handling (glibc's NEWS for 2.35 and 2.38)."""
+
+# Numbers of elf.h.
+SHT_DYNSYM, SHT_VERNEED, SHT_VERSYM = 11, 0x6FFFFFFE, 0x6FFFFFFF
+VER_FLG_WEAK, VER_NDX_GLOBAL = 2, 1
 
 
 def base_interpreter() -> str:
@@ -69,6 +80,52 @@ def clean_venv(cache: Path, requirements: Path, log: Path) -> Path:
     return python
 
 
+def relax_versions(elf: bytes) -> bytes:
+    """`elf` (64 bit, little endian) without the demand for versions of which it uses nothing but `RELAXED` symbols.
+
+    Such a version's requirement is marked weak, so that the dynamic loader does not insist on it, and the symbols lose
+    their version, so that it takes the oldest definition (elf(5); LSB Core, Symbol Versioning; elf/dl-version.c and
+    elf/dl-lookup.c of glibc). Anything else comes back as it was.
+    """
+    if elf[:6] != b"\x7fELF\x02\x01":
+        return elf
+    result = bytearray(elf)
+    (table,), (size, count) = struct.unpack_from("<Q", elf, 0x28), struct.unpack_from("<HH", elf, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQIIQQ", elf, table + index * size) for index in range(count)]
+    sections = {header[1]: header for header in headers}
+    if not {SHT_DYNSYM, SHT_VERNEED, SHT_VERSYM} <= sections.keys():
+        return elf
+    strings = headers[sections[SHT_DYNSYM][6]][4]
+    symbol_at, version_at = sections[SHT_DYNSYM][4], sections[SHT_VERSYM][4]
+    users: dict[int, list[int]] = {}
+    for number in range(sections[SHT_VERSYM][5] // 2):
+        users.setdefault(struct.unpack_from("<H", elf, version_at + 2 * number)[0], []).append(number)
+
+    def name(offset: int) -> bytes:
+        return elf[strings + offset : elf.index(b"\0", strings + offset)]
+
+    for entry in version_requirements(elf, sections[SHT_VERNEED]):
+        _, flags, version, name_offset, _ = struct.unpack_from("<IHHII", elf, entry)
+        symbols = {name(struct.unpack_from("<I", elf, symbol_at + 24 * number)[0]) for number in users.get(version, [])}
+        if symbols and symbols <= RELAXED.get(name(name_offset), set()):
+            struct.pack_into("<H", result, entry + 4, flags | VER_FLG_WEAK)
+            for number in users[version]:
+                struct.pack_into("<H", result, version_at + 2 * number, VER_NDX_GLOBAL)
+    return bytes(result)
+
+
+def version_requirements(elf: bytes, section: tuple[int, ...]) -> Iterator[int]:
+    """Where each Elf64_Vernaux of the section .gnu.version_r begins."""
+    library = section[4]
+    for _ in range(section[7]):
+        _, count, _, first, following = struct.unpack_from("<HHIII", elf, library)
+        entry = library + first
+        for _ in range(count):
+            yield entry
+            entry += struct.unpack_from("<IHHII", elf, entry)[4]
+        library += following
+
+
 def freeze(source: Path, spec: Path, version: str, output: Path, cache: Path, log: Path) -> None:
     """Freeze what `spec` names from the packages below `source` into the folder `output`."""
     for stale in output.parent.glob("scratch-*"):  # of a run that was killed: we hold the lock, so nobody uses it
@@ -85,6 +142,8 @@ def freeze(source: Path, spec: Path, version: str, output: Path, cache: Path, lo
             {"GUESTAGENT_SOURCE": str(source), "PYINSTALLER_CONFIG_DIR": str(scratch / "config")},
         )  # fmt: skip
         frozen = scratch / "dist" / spec.stem
+        for library in frozen.rglob("*.so*"):
+            library.write_bytes(relax_versions(library.read_bytes()))
         (frozen / "VERSION").write_text(version + "\n", encoding="utf-8")
         print("checking that it starts", flush=True)
         run([frozen / spec.stem, "--self-test"], log)

@@ -160,7 +160,6 @@ def test_connecting_twice_is_our_bug() -> None:
 
 
 @given(message=MESSAGES_OF_EVERY_KIND, to_host=st.booleans())
-@settings(max_examples=200)
 def test_any_message_is_an_event_or_a_fault(message: Message, to_host: bool) -> None:
     pair = Pair().start()
     pair.open(pair.host)
@@ -176,7 +175,6 @@ def test_any_message_is_an_event_or_a_fault(message: Message, to_host: bool) -> 
 
 
 @given(garbage=st.binary(max_size=500))
-@settings(max_examples=100)
 def test_garbage_never_raises_and_both_run_again(garbage: bytes) -> None:
     pair = Pair().start()
     pair.host.coming += garbage
@@ -188,7 +186,6 @@ def test_garbage_never_raises_and_both_run_again(garbage: bytes) -> None:
 
 
 @given(body=st.binary(min_size=1, max_size=60))
-@settings(max_examples=100)
 def test_a_frame_full_of_garbage_never_raises(body: bytes) -> None:
     pair = Pair().start()
     encoder = pair.guest.connection._handshake.encoder

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -166,7 +168,7 @@ def test_garbage_costs_no_more_memory_than_a_frame(begin: bool) -> None:
 
 def test_an_unknown_preamble_is_none() -> None:
     head = framing._PREAMBLE.pack(MAGIC, 9, b"m" * 16, b"e" * 16)
-    wire = head + framing._CHECKSUM.pack(framing.zlib.crc32(head))
+    wire = head + framing._CHECKSUM.pack(zlib.crc32(head))
     assert decode(FrameDecoder(), wire) == []
     assert decode(begun(), wire) == [RemoteProtocolError]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import traceback
 from typing import Final
 
 import click
@@ -64,8 +63,12 @@ def _status(exc: BaseException) -> int:
             # The interpreter flushes once more when it ends: let that go nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return OUTPUT_CLOSED
+        case SystemExit(__context__=BrokenPipeError()):
+            return _status(BrokenPipeError())  # click makes this of it
         case SystemExit():
-            raise exc
+            raise exc  # of click's completion
+    import traceback  # its source reader is a tenth of a start
+
     traceback.print_exception(exc)
     print_error(_REPORT)
     return BUG

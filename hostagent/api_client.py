@@ -11,11 +11,13 @@ import http.client
 import json
 import socket
 from collections.abc import Iterator
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from hostagent.api_shapes import Document, EventShape, PortShape
 from hostagent.errors import UserError
 from hostagent.paths import InstancePaths
+
+if TYPE_CHECKING:
+    from hostagent.api_shapes import Document, EventShape, PortShape
 
 _ANSWER_BOUND: Final = 10.0
 """Seconds for an answer that costs the agent nothing: it is stuck when it takes longer."""

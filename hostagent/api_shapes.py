@@ -14,7 +14,7 @@ ASCII where they are printed. The OpenAPI description is generated from these cl
 | `doctor --json` | `Diagnosis` |
 | `up --json` | a line for each step, the last one `{"event": "ports", "ports": …}` |
 
-This module holds types only: the command line imports it on every start.
+The command line imports this module for type checking only: making these classes costs a tenth of its start.
 """
 
 from __future__ import annotations

@@ -12,10 +12,12 @@ import textwrap
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from hostagent.api_shapes import CheckShape, EndpointShape, EventShape, Instance, PortShape
 from hostagent.config.mistakes import printable
+
+if TYPE_CHECKING:
+    from hostagent.api_shapes import CheckShape, EndpointShape, EventShape, Instance, PortShape
 
 _ESCAPE_SEQUENCE: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 """Control sequences, operating system commands and other escapes (ECMA-48 sections 5.4 and 5.6)."""

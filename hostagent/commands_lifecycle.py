@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import click
 
 from hostagent.api_client import ApiClient
-from hostagent.api_shapes import PortShape
 from hostagent.cli import complete_configuration, complete_instance, help_of, json_option, name_argument
 from hostagent.errors import UserError
 from hostagent.paths import InstancePaths
 from hostagent.terminal_output import can_redraw, colour, print_json, print_lines, width
+
+if TYPE_CHECKING:
+    from hostagent.api_shapes import PortShape
 
 NOT_RUNNING: Final = "not running"
 """What `shutdown.down` returns when there was nothing to stop."""

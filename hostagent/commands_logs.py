@@ -9,17 +9,19 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final, cast
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 import click
 
 from hostagent.api_client import ApiClient
-from hostagent.api_shapes import EventShape
 from hostagent.cli import help_of, json_option, name_argument
 from hostagent.cli_views import event_line, plain
 from hostagent.errors import UserError
 from hostagent.instances import find_instance
 from hostagent.terminal_output import print_json, print_lines
+
+if TYPE_CHECKING:
+    from hostagent.api_shapes import EventShape
 
 _FOLLOW_INTERVAL: Final = 0.2
 """Seconds between looks at a growing file: QEMU writes two of the three, so there is nobody who could tell us."""

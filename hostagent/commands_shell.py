@@ -23,12 +23,13 @@ class _ShellCommand(click.Command):
             if not command and not ctx.resilient_parsing:
                 ctx.fail("Nothing follows --: write the command there, or leave -- out for a login shell.")
         ctx.meta[_COMMAND] = tuple(command)
+        words = len(args)
         try:
             return super().parse_args(ctx, args)
         except click.UsageError as exc:
-            if "extra argument" in exc.message:
-                raise click.UsageError(f"{exc.message} Write -- before the command to run.", ctx) from exc
-            raise
+            if words < 2 or command:
+                raise
+            raise click.UsageError(f"{exc.format_message()} Write -- before the command to run.", ctx) from exc
 
     def collect_usage_pieces(self, ctx: click.Context) -> list[str]:
         return [*super().collect_usage_pieces(ctx), "[-- COMMAND [ARGUMENT]...]"]

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from hostagent.api_client import ApiClient
-from hostagent.api_shapes import Instance, PortShape
 from hostagent.cli import help_of, json_option, name_argument
 from hostagent.cli_views import instance_lines, port_change_lines, port_lines, status_lines
+from hostagent.errors import UserError
 from hostagent.instances import find_instance, list_instances
 from hostagent.lifecycle import InstanceState
 from hostagent.terminal_output import can_redraw, colour, print_json, print_lines, width
 
 if TYPE_CHECKING:
+    from hostagent.api_shapes import Instance, PortShape
     from hostagent.instances import InstanceSummary
 
 _ANSWERING: Final = {InstanceState.RUNNING, InstanceState.STARTING, InstanceState.STOPPING, InstanceState.DEGRADED}
@@ -41,8 +42,13 @@ def list_command(as_json: bool) -> None:
 def status_command(name: str | None, as_json: bool) -> None:
     """Run `hostagent status`."""
     paths = find_instance(name)
-    shape = next(_shape(summary) for summary in list_instances() if summary.name == paths.name)
-    document = {**shape, **(ApiClient(paths).status() if paths.api_socket.exists() else {})}
+    summary = next(summary for summary in list_instances() if summary.name == paths.name)
+    document: dict[str, object] = {**_shape(summary)}
+    if summary.state in _ANSWERING:
+        try:
+            document |= ApiClient(paths).status()
+        except UserError as exc:
+            document["error"] = document["error"] or exc.message
     if as_json:
         print_json(document)
     else:
@@ -94,14 +100,14 @@ def _redraw(listings: Iterable[list[PortShape]]) -> None:
 
 
 def _shape(summary: InstanceSummary) -> Instance:
-    return Instance(
-        name=summary.name,
-        state=str(summary.state),
-        pid=summary.pid,
-        arch=summary.arch,
-        cpus=summary.cpus,
-        memory=summary.memory,
-        disk=summary.disk,
-        directory=str(summary.directory),
-        error=summary.error,
-    )
+    return {
+        "name": summary.name,
+        "state": str(summary.state),
+        "pid": summary.pid,
+        "arch": summary.arch,
+        "cpus": summary.cpus,
+        "memory": summary.memory,
+        "disk": summary.disk,
+        "directory": str(summary.directory),
+        "error": summary.error,
+    }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Final, NoReturn
 
 import trio
@@ -72,19 +73,13 @@ async def serve_exec(websocket: WebSocket, instance: RunningInstance) -> None:
     """Serve one command to one client, from handshake to close."""
     await websocket.accept()
     client = _Client(websocket)
-    try:
-        end = await _run(client, instance)
-    except _ClientGoneError:
-        return
-    except RemoteProtocolError as exc:
-        end = Failed(str(exc)[:_MAX_REASON], _PROTOCOL_HINT)
-    except UserError as exc:
-        end = Failed(exc.message[:_MAX_REASON], exc.hint[:_MAX_REASON])
-    await client.send(end)
-    await websocket.close()
+    end = await _last_frame(partial(_run, client, instance))
+    if end is not None:
+        await client.send(end)
+        await websocket.close()
 
 
-async def _run(client: _Client, instance: RunningInstance) -> ServerFrame:
+async def _run(client: _Client, instance: RunningInstance) -> ServerFrame | None:
     match await client.receive():
         case Start(target):
             async with instance.execute(target) as execution:
@@ -92,6 +87,18 @@ async def _run(client: _Client, instance: RunningInstance) -> ServerFrame:
                 return await _Session(client, execution).run()
         case _:
             raise RemoteProtocolError("the first frame is start")
+
+
+async def _last_frame(work: Callable[[], Awaitable[ServerFrame | None]]) -> ServerFrame | None:
+    """What the client is told at the end, whichever way `work` ends; None when the client has gone."""
+    try:
+        return await work()
+    except _ClientGoneError:
+        return None
+    except RemoteProtocolError as exc:
+        return Failed(str(exc)[:_MAX_REASON], _PROTOCOL_HINT)
+    except UserError as exc:
+        return Failed(exc.message[:_MAX_REASON], exc.hint[:_MAX_REASON])
 
 
 class _Session:
@@ -103,24 +110,18 @@ class _Session:
         # Bounded in bytes by the credit.
         self._give, self._take = trio.open_memory_channel[bytes](math.inf)
         self._unpaid = 0
-        self._end: ServerFrame | Exception | None = None
+        self._end: ServerFrame | None = None
 
-    async def run(self) -> ServerFrame:
-        """Carry bytes until the command ends; raises what ended it otherwise."""
+    async def run(self) -> ServerFrame | None:
+        """Carry bytes until the command or the client ends; returns the last frame, None for a client that left."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pass_input)
             for work in (self._obey_client, self._pass_output):
                 nursery.start_soon(self._decide, work, nursery.cancel_scope)
-        if isinstance(self._end, Exception):
-            raise self._end
-        assert self._end is not None, "the nursery closes when one of the two has decided"
         return self._end
 
     async def _decide(self, work: Callable[[], Awaitable[ServerFrame]], scope: trio.CancelScope) -> None:
-        try:
-            self._end = await work()
-        except (UserError, RemoteProtocolError, _ClientGoneError) as exc:
-            self._end = exc
+        self._end = await _last_frame(work)
         scope.cancel()
 
     async def _obey_client(self) -> NoReturn:

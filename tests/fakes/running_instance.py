@@ -50,7 +50,7 @@ class FakeInstance:
         """Commands whose context was left."""
 
     def status(self) -> dict[str, object]:
-        return {"state": "running", "accelerator": {"name": "tcg", "reason": "no KVM"}, "sources": []}
+        return {"state": "running", "qemu_pid": 4711, "accelerator": {"name": "tcg", "reason": "no KVM"}, "sources": []}
 
     def forwards(self) -> Sequence[Forward]:
         return tuple(self.listed)
@@ -66,10 +66,13 @@ class FakeInstance:
         self.executions.append(execution)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(execution.pump)
-            yield execution
-            execution.kill()
-            nursery.cancel_scope.cancel()
-        self.left += 1
+            try:
+                yield execution
+            finally:
+                with trio.CancelScope(shield=True):
+                    await execution.end()
+                nursery.cancel_scope.cancel()
+                self.left += 1
 
     async def stop(self, *, force: bool) -> str:
         self.stops.append(force)
@@ -118,33 +121,29 @@ class FakeExecution:
         self._terminal = terminal
         self._give, self._take = trio.open_memory_channel[tuple[str, bytes]](0)
         self._input: trio.abc.SendStream
+        self._outputs: tuple[trio.abc.ReceiveStream, ...]
         if terminal is None:
             assert process.stdin is not None
-            self._input = process.stdin
+            assert process.stdout is not None
+            assert process.stderr is not None
+            self._input, self._outputs = process.stdin, (process.stdout, process.stderr)
         else:
             self._input = trio.lowlevel.FdStream(os.dup(terminal.near))
+            self._outputs = (trio.lowlevel.FdStream(terminal.near),)
 
     async def pump(self) -> None:
         """Carry the output until all of it was taken, and wait for the end."""
         async with self._give:
             async with trio.open_nursery() as nursery:
-                for name, stream in self._outputs():
+                for name, stream in zip(("stdout", "stderr"), self._outputs, strict=False):
                     nursery.start_soon(self._carry, name, stream)
             await self.process.wait()
 
-    def _outputs(self) -> list[tuple[str, trio.abc.ReceiveStream]]:
-        if self._terminal is not None:
-            return [("stdout", trio.lowlevel.FdStream(self._terminal.near))]
-        assert self.process.stdout is not None
-        assert self.process.stderr is not None
-        return [("stdout", self.process.stdout), ("stderr", self.process.stderr)]
-
     async def _carry(self, name: str, stream: trio.abc.ReceiveStream) -> None:
-        async with stream:
-            # Reading a terminal's near end says EIO once its far end is closed (pty(7)).
-            with contextlib.suppress(trio.BrokenResourceError):
-                while data := await stream.receive_some(32_768):
-                    await self._give.send((name, data))
+        # Reading a terminal's near end says EIO once its far end is closed (pty(7)).
+        with contextlib.suppress(trio.BrokenResourceError):
+            while data := await stream.receive_some(32_768):
+                await self._give.send((name, data))
 
     async def send_input(self, data: bytes) -> None:
         await self._input.send_all(data)
@@ -172,6 +171,10 @@ class FakeExecution:
         assert code is not None
         return 128 - code if code < 0 else code
 
-    def kill(self) -> None:
+    async def end(self) -> None:
+        """Kill what is left, and leave no file open."""
         if self.process.returncode is None:
             os.killpg(self.process.pid, signal.SIGKILL)
+        await self.process.wait()
+        for stream in (self._input, *self._outputs):
+            await trio.aclose_forcefully(stream)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -48,6 +50,27 @@ async def test_auditing_is_on_while_it_runs_and_then_as_before() -> None:
             assert enabled() is not Enabled.OFF
         assert enabled() is not Enabled.OFF  # the inner one had found it on
     assert enabled() is before
+
+
+async def test_what_a_killed_predecessor_enabled_is_put_back_and_a_living_ones_is_not(tmp_path: Path) -> None:
+    lock = tmp_path / "lock"
+    before = enabled()
+    with _Control() as control:
+        control._set(Enabled.ON)
+        try:
+            lock.touch()
+            with lock.open("rb") as held:
+                fcntl.flock(held, fcntl.LOCK_EX)
+                async with listening(AuditSource(lock=lock), RecordingWatch()):
+                    pass
+                assert enabled() is Enabled.ON
+                assert lock.exists()
+            async with listening(AuditSource(lock=lock), RecordingWatch()):
+                assert enabled() is Enabled.ON
+            assert enabled() is Enabled.OFF
+            assert not lock.exists()
+        finally:
+            control._set(before)
 
 
 async def test_auditing_that_is_off_stays_off_when_told_so() -> None:

@@ -14,14 +14,14 @@ from __future__ import annotations
 import errno
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import trio
 
 from hostagent.channel import Channel
 from hostagent.forward_rules import Decision, ForwardRule, ListenerKey, Plan, plan
 from hostagent.forwards import Endpoint, Forward, ForwardState, Traffic
-from hostagent.port_holder import port_holder
+from hostagent.port_holder import PortHolder, port_holders
 from hostagent.stream_socket import listen
 from hostagent.tcp_listener import accept_connections
 from hostagent.udp_listener import UdpListener
@@ -31,7 +31,9 @@ from protocol.stream_messages import SocketTarget
 
 RETRY = 0.5
 
-_UNAVAILABLE = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+_NO_IPV6 = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
+_TWINS = {"::1", "::"}
+"""Addresses of which a forward has the IPv4 one as well: missed by nobody where the host has no IPv6."""
 
 
 class _Listener:
@@ -40,7 +42,7 @@ class _Listener:
     def __init__(self) -> None:
         self.sock: socket.socket | None = None
         self.error: OSError | None = None
-        self.holder = ""
+        self.holder: PortHolder | None = None
 
     def close(self) -> None:
         """Free the port at once; its task notices."""
@@ -90,7 +92,7 @@ class Forwarder:
         self._ready.set()
         self._apply()
 
-    def change(self, opened: Iterable[Port], closed: Iterable[Port]) -> bool:
+    def change(self, opened: Collection[Port], closed: Collection[Port]) -> bool:
         """Ports that opened and closed; False when there are more than `MAX_PORTS`, and new ones were left out."""
         self._ports.difference_update(closed)
         for port in closed:
@@ -133,11 +135,11 @@ class Forwarder:
             listener.sock = listen(key)
         except OSError as exc:
             listener.error = exc
-            if exc.errno not in _UNAVAILABLE:
+            if not _is_missed_by_nobody(key, listener):
                 self._failed.set()
             return
         listener.error = None
-        listener.holder = ""
+        listener.holder = None
         assert self._nursery is not None
         self._nursery.start_soon(self._serve, key, listener.sock)
 
@@ -171,15 +173,25 @@ class Forwarder:
         while True:
             await self._failed.wait()
             self._failed = trio.Event()
-            for key, listener in list(self._listeners.items()):
-                if listener.error is not None and listener.error.errno == errno.EADDRINUSE and not listener.holder:
-                    listener.holder = await trio.to_thread.run_sync(port_holder, key)
+            await self._name_holders()
             self._update_states()
             await trio.sleep(RETRY)
             for key, listener in list(self._listeners.items()):
-                if listener.error is not None and listener.error.errno not in _UNAVAILABLE:
+                if listener.error is not None and not _is_missed_by_nobody(key, listener):
                     self._open(key)
             self._update_states()
+
+    async def _name_holders(self) -> None:
+        """Find out who has the ports that are taken, unless that is known and still true."""
+        taken = {
+            key: listener
+            for key, listener in self._listeners.items()
+            if listener.error is not None and listener.error.errno == errno.EADDRINUSE
+        }
+        unknown = [key for key, listener in taken.items() if listener.holder is None or listener.holder.is_gone()]
+        if unknown:
+            for key, holder in (await trio.to_thread.run_sync(port_holders, unknown)).items():
+                taken[key].holder = holder
 
     # ------------------------------------------------------------------ the table
 
@@ -209,9 +221,9 @@ class Forwarder:
             self._changed(forward, True)
 
     def _shown(self, key: ListenerKey) -> bool:
-        """Whether the address exists on this host: one without IPv6 has no [::1] to show."""
+        """Whether the address exists on this host, as far as that goes unsaid."""
         listener = self._listeners.get(key)
-        return listener is None or listener.error is None or listener.error.errno not in _UNAVAILABLE
+        return listener is None or not _is_missed_by_nobody(key, listener)
 
     def _state(self, decision: Decision) -> tuple[ForwardState, str]:
         if decision.rival is not None:
@@ -232,18 +244,27 @@ class Forwarder:
         return ForwardState.LISTENING, ""
 
 
+def _is_missed_by_nobody(key: ListenerKey, listener: _Listener) -> bool:
+    """Whether this is the IPv6 half of a forward on a host without IPv6."""
+    return listener.error is not None and listener.error.errno in _NO_IPV6 and key.host.address in _TWINS
+
+
 def _trouble(listener: _Listener, key: ListenerKey) -> tuple[ForwardState, str]:
     """State and reason of a listener that could not be opened."""
     exc = listener.error
     assert exc is not None
     match exc.errno:
         case errno.EADDRINUSE:
-            holder = listener.holder or "another process"
+            holder = listener.holder.words if listener.holder else "another process"
             return ForwardState.CONFLICT, f"{key.host} is taken by {holder}: it is forwarded as soon as that ends"
         case errno.EACCES | errno.EPERM:
             return ForwardState.DENIED, (
                 f"{key.host} is privileged: `sudo sysctl net.ipv4.ip_unprivileged_port_start={key.host.port}` allows "
                 "it, or a rule with another hostPort"
+            )
+        case errno.EADDRNOTAVAIL:
+            return ForwardState.FAILED, (
+                f"this host has no address {key.host.address}: it is forwarded as soon as it has, or change hostIP"
             )
         case _:
             return ForwardState.FAILED, f"{key.host}: {exc.strerror}; tried again every {RETRY} s"

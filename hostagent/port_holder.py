@@ -2,28 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
 import psutil
 
 from hostagent.forward_rules import ListenerKey
 from protocol.ports import Protocol
 
+_AGENT = "hostagent.agent_main"
+"""What `hostagent.agent_process` starts, with the instance's name as the last argument."""
+
 _WILDCARDS = {"0.0.0.0", "::"}  # noqa: S104  (compared with, never bound)
 
 
-def port_holder(key: ListenerKey) -> str:
-    """The process that has `key`'s port, in words. Looks through all processes: call it in a thread.
+@dataclass(frozen=True, slots=True)
+class PortHolder:
+    """The process that has a port, in words; its number where it is known."""
+
+    words: str
+    pid: int | None = None
+
+    def is_gone(self) -> bool:
+        """Whether that process has ended, so that another one must have the port."""
+        return self.pid is not None and not psutil.pid_exists(self.pid)
+
+
+def port_holders(keys: Collection[ListenerKey]) -> dict[ListenerKey, PortHolder]:
+    """Who has the port of each of `keys`. Looks through all processes, once: call it in a thread.
 
     Without root only the user's own processes can be seen (proc(5)): then it says so.
     """
-    kind = "tcp" if key.protocol is Protocol.TCP else "udp"
-    for connection in psutil.net_connections(kind):
-        if not connection.laddr or connection.laddr.port != key.host.port:
-            continue
-        if kind == "tcp" and connection.status != psutil.CONN_LISTEN:
-            continue
-        if connection.laddr.ip == key.host.address or connection.laddr.ip in _WILDCARDS:
-            return "another user's process" if connection.pid is None else _describe(connection.pid)
-    return "a process that cannot be seen from here"
+    sockets = {protocol: psutil.net_connections(str(protocol)) for protocol in {key.protocol for key in keys}}
+    return {key: _holder(key, sockets[key.protocol]) for key in keys}
+
+
+def _holder(key: ListenerKey, sockets: list[Any]) -> PortHolder:
+    found = [
+        sock for sock in sockets if sock.laddr and sock.laddr.port == key.host.port and _clashes(key, sock.laddr.ip)
+    ]
+    # A connection's own end also keeps others from listening there, when no listener does.
+    found.sort(key=lambda sock: key.protocol is Protocol.TCP and sock.status != psutil.CONN_LISTEN)
+    if not found:
+        return PortHolder("a process that cannot be seen from here")
+    pid = found[0].pid
+    return PortHolder("another user's process") if pid is None else PortHolder(_describe(pid), pid)
+
+
+def _clashes(key: ListenerKey, address: str) -> bool:
+    return address == key.host.address or bool({address, key.host.address} & _WILDCARDS)
 
 
 def _describe(pid: int) -> str:
@@ -32,6 +60,6 @@ def _describe(pid: int) -> str:
         name, arguments = process.name(), process.cmdline()
     except psutil.Error:
         return f"pid {pid}"
-    if "hostagent" in " ".join(arguments[:3]) and "run-agent" in arguments:
+    if _AGENT in arguments:
         return f"the instance {arguments[-1]!r} (pid {pid})"
     return f"{name!r} (pid {pid})"

@@ -10,7 +10,8 @@ and a second run at the same time waits for the first. Lines on stdout are progr
 
 The frozen agent needs about the glibc of the machine that froze it, or a newer one; check_frozen.py says which. Where a
 newer glibc is asked for by nothing but a function that older ones have too, `relax_versions` drops that demand: Debian
-12's Python (glibc 2.36) asks for 2.35 because of `hypot` alone, and so runs on Red Hat 9 and its kin (2.34).
+12's Python (glibc 2.36) asks for 2.35 because of `hypot` alone, and so runs on Red Hat 9 and its kin (2.34). Freezing
+in an older distribution's chroot was rejected: its Python is too old too, and building one takes many minutes.
 """
 
 from __future__ import annotations
@@ -31,13 +32,19 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
-RELAXED = {b"GLIBC_2.35": {b"hypot"}, b"GLIBC_2.38": {b"fmod"}}
-"""Symbols by version that may as well be bound to the definition of an older glibc: same signature, same results. The
-new versions only left out the SVID error handling (glibc's NEWS for 2.35 and 2.38)."""
+RELAXED = {b"GLIBC_2.35": {b"hypot"}, b"GLIBC_2.36": {b"arc4random_buf"}, b"GLIBC_2.38": {b"fmod"}}
+"""Symbols by version that an older glibc may as well bind to its own definition, or that nobody calls.
+
+hypot and fmod have the same signature and results in all versions; the new ones only left out the SVID error handling
+(glibc's NEWS for 2.35 and 2.38)."""
+
+NEVER_CALLED = {b"arc4random_buf"}
+"""Symbols that may be missing altogether. Debian links libexpat into libpython, and an XML parser salts its hashes with
+this; the agent has no `xml` (check_frozen.py sees to that)."""
 
 # Numbers of elf.h.
 SHT_DYNSYM, SHT_VERNEED, SHT_VERSYM = 11, 0x6FFFFFFE, 0x6FFFFFFF
-VER_FLG_WEAK, VER_NDX_GLOBAL = 2, 1
+VER_FLG_WEAK, VER_NDX_GLOBAL, STB_WEAK = 2, 1, 2
 
 
 def base_interpreter() -> str:
@@ -84,7 +91,7 @@ def relax_versions(elf: bytes) -> bytes:
     """`elf` (64 bit, little endian) without the demand for versions of which it uses nothing but `RELAXED` symbols.
 
     Such a version's requirement is marked weak, so that the dynamic loader does not insist on it, and the symbols lose
-    their version, so that it takes the oldest definition (elf(5); LSB Core, Symbol Versioning; elf/dl-version.c and
+    their version, so that it takes the definition it has (elf(5); LSB Core, Symbol Versioning; elf/dl-version.c and
     elf/dl-lookup.c of glibc). Anything else comes back as it was.
     """
     if elf[:6] != b"\x7fELF\x02\x01":
@@ -106,11 +113,15 @@ def relax_versions(elf: bytes) -> bytes:
 
     for entry in version_requirements(elf, sections[SHT_VERNEED]):
         _, flags, version, name_offset, _ = struct.unpack_from("<IHHII", elf, entry)
-        symbols = {name(struct.unpack_from("<I", elf, symbol_at + 24 * number)[0]) for number in users.get(version, [])}
-        if symbols and symbols <= RELAXED.get(name(name_offset), set()):
+        symbols = {number: name(struct.unpack_from("<I", elf, symbol_at + 24 * number)[0])
+                   for number in users.get(version, [])}  # fmt: skip
+        if symbols and set(symbols.values()) <= RELAXED.get(name(name_offset), set()):
             struct.pack_into("<H", result, entry + 4, flags | VER_FLG_WEAK)
-            for number in users[version]:
+            for number, symbol in symbols.items():
                 struct.pack_into("<H", result, version_at + 2 * number, VER_NDX_GLOBAL)
+                if symbol in NEVER_CALLED:
+                    info = symbol_at + 24 * number + 4
+                    result[info] = STB_WEAK << 4 | result[info] & 0xF
     return bytes(result)
 
 

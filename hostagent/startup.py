@@ -11,7 +11,6 @@ it running. An instance whose host agent died gets a new one, and its guest noti
 
 from __future__ import annotations
 
-import getpass
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -42,7 +41,7 @@ def up(argument: str | None, *, name: str | None, foreground: bool, show: Show) 
         detail.append(request.paths.name)
     for warning in request.loaded.warnings:
         phases.warn(warning.described(argument or request.paths.name))
-    trio.run(_up, request, phases, foreground, show, strict_exception_groups=False)
+    trio.run(_up, request, phases, foreground, show)
     return request.paths
 
 
@@ -57,7 +56,7 @@ async def _up(request: StartupRequest, phases: ShownPhases, foreground: bool, sh
             if attach(paths) is not None:
                 show({"event": "notice", "message": f"the QEMU of {paths.name} runs without a host agent: taking over"})
             else:
-                plan = await prepare(paths, request.loaded.config, cache(), phases, getpass.getuser())
+                plan = await prepare(paths, request.loaded.config, cache(), phases)
                 paths.config.write_text(request.loaded.text, encoding="utf-8")
                 paths.resolved_config.write_text(dump_resolved(request.loaded.config), encoding="utf-8")
                 write_plan(paths.launch_plan, plan)

@@ -14,6 +14,7 @@ What a machine is made of, and why:
   The guest's trim reaches the image file, and runs of zeroes are not stored.
 - The seed is a second virtio disk, read-only: Debian's cloud kernel has no AHCI driver and so sees no CD-ROM drive,
   and cloud-init finds the file system by its label on any block device (NoCloud data source).
+- The disk is second in the boot order: QEMU gives the first place to a kernel of its own (`-kernel`).
 - The network card has no boot ROM: one file fewer to depend on, and no attempt to boot from the network.
 - The channel and the monitor are *inherited listening sockets* (`fd=`). They accept connections before QEMU runs at
   all, so nobody ever waits for a socket file to appear, and when QEMU dies its clients see the end at once.
@@ -193,7 +194,7 @@ def _disk_arguments(spec: MachineSpec) -> list[str]:
         found += [
             "-object", "iothread,id=disk-thread",
             "-blockdev", json.dumps(image),
-            "-device", _json(driver="virtio-blk-pci", drive="disk", iothread="disk-thread", bootindex=0),
+            "-device", _json(driver="virtio-blk-pci", drive="disk", iothread="disk-thread", bootindex=1),
         ]  # fmt: skip
     if spec.seed is not None:
         file = {"driver": "file", "filename": str(spec.seed), "read-only": True}

@@ -58,7 +58,7 @@ FULL = """\
 -object iothread,id=disk-thread
 -blockdev {"driver": "qcow2", "node-name": "disk", "discard": "unmap", "detect-zeroes": "unmap", \
 "file": {"driver": "file", "filename": "/vm/disk.qcow2"}}
--device {"driver": "virtio-blk-pci", "drive": "disk", "iothread": "disk-thread", "bootindex": 0}
+-device {"driver": "virtio-blk-pci", "drive": "disk", "iothread": "disk-thread", "bootindex": 1}
 -blockdev {"driver": "raw", "node-name": "seed", "read-only": true, \
 "file": {"driver": "file", "filename": "/vm/seed.iso", "read-only": true}}
 -device {"driver": "virtio-blk-pci", "drive": "seed"}

@@ -1,0 +1,133 @@
+"""The phases of `up` before QEMU: image, disk, guest agent, seed, accelerator; they end in a launch plan."""
+
+from __future__ import annotations
+
+import os
+import pwd
+from pathlib import Path
+
+from hostagent.cidata import Account, Seed, account_name, write_seed
+from hostagent.config.schema import Config
+from hostagent.config.schema import Image as ConfiguredImage
+from hostagent.config_rules import forward_rules
+from hostagent.errors import UserError
+from hostagent.guest_payload import GuestPayload, obtain_guest_agent
+from hostagent.images import Image, ImageSource, obtain_image
+from hostagent.launch_plan import LaunchPlan
+from hostagent.lifecycle import Phase
+from hostagent.paths import InstancePaths
+from hostagent.phases import ShownPhases
+from hostagent.qemu.accelerator import Accelerator, choose_accelerator
+from hostagent.qemu.command_line import Architecture, mac_address
+from hostagent.qemu.disks import prepare_disk
+
+_FIRMWARE = (
+    "/usr/share/AAVMF/AAVMF_CODE.fd",
+    "/usr/share/qemu-efi-aarch64/QEMU_EFI.fd",
+    "/usr/share/edk2/aarch64/QEMU_EFI.fd",
+    "/opt/homebrew/share/qemu/edk2-aarch64-code.fd",
+)
+"""Where distributions put the UEFI firmware that an aarch64 image without a kernel of its own boots through."""
+
+_LARGEST_KEY_FILE = 16_384
+
+
+async def prepare(paths: InstancePaths, config: Config, cache: Path, phases: ShownPhases) -> LaunchPlan:
+    """Get everything that the instance needs, showing each phase; raises `UserError`."""
+    with phases.shown(Phase.IMAGE) as detail:
+        image = await obtain_image([_source(entry) for entry in config.usable_images()], config.arch, cache, phases)
+        detail.append(image.origin)
+    for note in image.notes:
+        phases.warn(note)
+    with phases.shown(Phase.DISK) as detail:
+        detail.append(await prepare_disk(paths.disk, image, config.disk))
+    with phases.shown(Phase.AGENT) as detail:
+        payload = await obtain_guest_agent(config.arch, cache, lambda line: phases.update(line, 0, None))
+        detail.append(payload.version)
+    account = _account(config)
+    with phases.shown(Phase.SEED) as detail:
+        hostname = paths.name.replace("_", "-").replace(".", "-")
+        write_seed(paths.seed, Seed(hostname, account, payload.directory, payload.version, mac_address(paths.name)))
+        detail.append(f"user {account.name}")
+    with phases.shown(Phase.ACCELERATOR) as detail:
+        accelerator = await choose_accelerator(Architecture(config.arch))
+        detail.append(str(accelerator.name))
+    if accelerator.warning:
+        phases.warn(accelerator.warning)
+    return _plan(config, image, payload, account, accelerator)
+
+
+def _source(entry: ConfiguredImage) -> ImageSource:
+    return ImageSource(
+        location=entry.location,
+        digest=entry.digest,
+        kernel=entry.kernel.location if entry.kernel else None,
+        kernel_digest=entry.kernel.digest if entry.kernel else None,
+        command_line=entry.kernel.cmdline if entry.kernel else "",
+        initrd=entry.initrd.location if entry.initrd else None,
+        initrd_digest=entry.initrd.digest if entry.initrd else None,
+        build=entry.build,
+    )
+
+
+def _account(config: Config) -> Account:
+    """The user's account in the guest: what the configuration leaves open is as on the host."""
+    me = pwd.getpwuid(os.getuid())
+    user = config.user
+    name = user.name or account_name(me.pw_name)
+    return Account(
+        name=name,
+        uid=user.uid if user.uid is not None else me.pw_uid if user.name is None else None,
+        comment=user.comment if user.comment is not None else "",
+        home=user.home,
+        shell=user.shell,
+        authorized_keys=_public_keys(Path(me.pw_dir) / ".ssh") if config.ssh.load_dot_ssh_pub_keys else (),
+    )
+
+
+def _public_keys(folder: Path) -> tuple[str, ...]:
+    """The user's public keys; what cannot be read or is no key is left out: nothing depends on them."""
+    keys = []
+    for path in sorted(folder.glob("*.pub")) if folder.is_dir() else ():
+        try:
+            with path.open(encoding="utf-8") as file:
+                line = file.read(_LARGEST_KEY_FILE).strip()
+        except (OSError, UnicodeDecodeError):
+            continue
+        if line.startswith(("ssh-", "ecdsa-", "sk-")) and line.isprintable():
+            keys.append(line)
+    return tuple(keys)
+
+
+def _plan(
+    config: Config, image: Image, payload: GuestPayload, account: Account, accelerator: Accelerator
+) -> LaunchPlan:
+    return LaunchPlan(
+        architecture=config.arch,
+        cpus=config.cpus,
+        memory=config.memory,
+        disk_size=config.disk,
+        accelerator=str(accelerator.name),
+        accelerator_warning=accelerator.warning or "",
+        image=image.origin,
+        agent_version=payload.version,
+        user=account.name,
+        kernel=str(image.kernel or ""),
+        initrd=str(image.initrd or ""),
+        kernel_command_line=image.command_line,
+        firmware=_firmware(config.arch, image),
+        rules=forward_rules(config.port_forwards),
+        environment=tuple(sorted(config.env.items())),
+    )
+
+
+def _firmware(architecture: str, image: Image) -> str:
+    """The firmware's path where QEMU has none built in: an aarch64 machine that boots from its disk."""
+    if architecture != Architecture.AARCH64 or image.kernel is not None:
+        return ""
+    for path in _FIRMWARE:
+        if Path(path).exists():
+            return path
+    raise UserError(
+        "no UEFI firmware for aarch64 was found", "install it: `apt install qemu-efi-aarch64`, or qemu by Homebrew"
+    )

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import signal
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 
 import trio
 
 from hostagent.channel import Channel, StreamHandler
 from hostagent.errors import UserError
-from protocol.limits import MAX_PAYLOAD
-from protocol.stream_messages import CommandTarget, Resize, Signal, StreamKind, TerminalSize
+from protocol.codec import check_sendable
+from protocol.errors import LocalProtocolError
+from protocol.limits import MAX_ARGUMENTS, MAX_COMMAND, MAX_PAYLOAD
+from protocol.stream_messages import CommandTarget, Open, Resize, Signal, StreamKind, TerminalSize
 from protocol.streams import Stream, StreamState
 
 START_BOUND = 30.0
@@ -38,9 +40,16 @@ class GuestExecution(StreamHandler):
 
     async def start(self, target: CommandTarget) -> None:
         """Start the command; raises `UserError` when the guest cannot."""
+        if not self._channel.running:
+            raise UserError("the guest agent is not there", "see `hostagent status`; it comes back by itself")
+        try:
+            check_sendable(Open(1, StreamKind.EXEC, target, 0))
+        except LocalProtocolError as exc:
+            hint = f"a command has at most {MAX_ARGUMENTS} arguments and {MAX_COMMAND} bytes, in UTF-8"
+            raise UserError(f"the command cannot be sent to the guest: {exc}", hint) from exc
         self._stream = self._channel.open(StreamKind.EXEC, target, self)
         if self._stream is None:
-            raise UserError("the guest agent is not there", "see `hostagent status`; it comes back by itself")
+            raise UserError("the guest agent has too much to do", "end some connections or commands, and try again")
         self._channel.flush()
         with trio.move_on_after(START_BOUND) as scope:
             await self._answered.wait()
@@ -127,16 +136,20 @@ class GuestExecution(StreamHandler):
     def resize(self, size: TerminalSize) -> None:
         """Tell the command's terminal its new size."""
         assert self._stream is not None
+        if self._lost:
+            return  # in another generation the number is another command's
         self._channel.connection.send_about(Resize(self._stream.number, size))
         self._channel.flush()
 
     def send_signal(self, name: str) -> None:
         """Send a signal to the command's process group."""
         assert self._stream is not None
+        if self._lost:
+            return
         self._channel.connection.send_about(Signal(self._stream.number, name))
         self._channel.flush()
 
-    async def output(self) -> AsyncIterator[tuple[str, bytes]]:
+    async def output(self) -> AsyncGenerator[tuple[str, bytes], None]:
         """Everything that the command writes, until its end."""
         assert self._stream is not None
         while True:
@@ -159,6 +172,9 @@ class GuestExecution(StreamHandler):
 
 
 def _signal_number(name: str) -> int:
+    """The number of a signal that the guest names as in signal(7), or by its number where it has no name there."""
+    if name.isdecimal() and int(name) < signal.NSIG:
+        return int(name)
     try:
         return int(signal.Signals[f"SIG{name}"])
     except KeyError:

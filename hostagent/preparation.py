@@ -35,7 +35,7 @@ _LARGEST_KEY_FILE = 16_384
 async def prepare(paths: InstancePaths, config: Config, cache: Path, phases: ShownPhases) -> LaunchPlan:
     """Get everything that the instance needs, showing each phase; raises `UserError`."""
     with phases.shown(Phase.IMAGE) as detail:
-        image = await obtain_image([_source(entry) for entry in config.usable_images()], config.arch, cache, phases)
+        image = await obtain_image([_source(entry, config.arch) for entry in config.usable_images()], cache, phases)
         detail.append(image.origin)
     for note in image.notes:
         phases.warn(note)
@@ -57,7 +57,7 @@ async def prepare(paths: InstancePaths, config: Config, cache: Path, phases: Sho
     return _plan(config, image, payload, account, accelerator)
 
 
-def _source(entry: ConfiguredImage) -> ImageSource:
+def _source(entry: ConfiguredImage, architecture: str) -> ImageSource:
     return ImageSource(
         location=entry.location,
         digest=entry.digest,
@@ -67,6 +67,7 @@ def _source(entry: ConfiguredImage) -> ImageSource:
         initrd=entry.initrd.location if entry.initrd else None,
         initrd_digest=entry.initrd.digest if entry.initrd else None,
         build=entry.build,
+        architecture=architecture,
     )
 
 

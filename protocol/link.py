@@ -18,7 +18,10 @@ from protocol.waits import Waits
 
 
 class Device(Protocol):
-    """A non-blocking byte device. Both calls raise `BlockingIOError` when they would have to wait."""
+    """A non-blocking byte device. Both calls raise `BlockingIOError` when they would have to wait, and nothing else.
+
+    A write to nobody blocks or takes the bytes: it is the reader who finds out, by reading nothing.
+    """
 
     def fileno(self) -> int:
         """What to wait for."""
@@ -80,12 +83,12 @@ class Link:
     async def write(self) -> None:
         """Wait for room whenever the device took no more; runs until cancelled."""
         while True:
-            await self._work.wait()
-            self._work = self._waits.event()
             while self._blocked:
                 await self._waits.writable(self._device.fileno())
                 self._blocked = False
                 self.flush()
+            self._work = self._waits.event()
+            await self._work.wait()
 
     async def read(self) -> None:
         """Read and dispatch until cancelled, or until the peer is away: then raise `PeerAwayError`."""

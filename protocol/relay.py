@@ -23,7 +23,6 @@ from protocol.streams import Stream
 from protocol.waits import Waits
 
 _SHUT_WR = 1  # the same number on every system with sockets (shutdown(2))
-_READS_PER_TURN = 4
 
 
 class Socket(Protocol):
@@ -145,12 +144,12 @@ class SocketRelay:
     async def write(self) -> None:
         """Wait for the socket whenever it took no more; runs until cancelled."""
         while True:
-            await self._to_write.wait()
-            self._to_write = self._waits.event()
             while self._waiting:
                 await self._waits.writable(self._sock.fileno())
                 self._drain()
                 self._flush()
+            self._to_write = self._waits.event()
+            await self._to_write.wait()
 
     # ------------------------------------------------------------------ from the socket
 
@@ -166,12 +165,10 @@ class SocketRelay:
                 return
 
     def _read_turn(self) -> bool:
-        """Read a bounded number of times; whether there may be more."""
+        """Read until the stream has no room or the socket no more; whether there may be more."""
         more = True
         try:
-            for _ in range(_READS_PER_TURN):
-                if self._finished or not (room := self._stream.room()):
-                    break
+            while not self._finished and (room := self._stream.room()):
                 data = self._sock.recv(min(room, MAX_PAYLOAD))
                 if not data:
                     self._connection.send_end(self._stream)

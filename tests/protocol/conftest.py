@@ -5,4 +5,5 @@ from __future__ import annotations
 from hypothesis import settings
 
 settings.register_profile("busy machine", deadline=None)
+settings.register_profile("few examples", deadline=None, max_examples=10, database=None)
 settings.load_profile("busy machine")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
 from protocol import limits
 from protocol.connection import GenerationEnded, GenerationStarted, Role
+from protocol.link import Link
 from protocol.messages import PortsChanged
 from protocol.ports import Port, Protocol
 from protocol.stream_messages import Data, StreamKind
@@ -123,3 +125,30 @@ async def test_a_silent_peer_is_given_up_in_time(autojump_clock: trio.testing.Mo
             await both.host.news.wait()
         assert both.host.heard[-1] == GenerationEnded("the peer has been silent", False)
         assert trio.current_time() - start <= limits.AWAY_AFTER + limits.PING_AFTER
+
+
+@pytest.mark.parametrize("task", ["read", "write", "write while the device is full", "keep_time"])
+async def test_cancelled_at_each_await_and_started_again(task: str, autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        link = FakeLink()
+        host = Agent(link, Role.HOST, nursery)
+        pump = host.pump = Link(host.connection, link.connect(), link.waits, host.dispatch, host.unpaused)
+        host.connection.connected(trio.current_time())
+        pump.flush()
+        if task.endswith("full"):
+            for _ in range(3):
+                host.connection.handle_time(host.connection.deadline)  # asks again, with another flush
+                pump.flush()
+            assert len(link.to_guest) == TO_GUEST
+        for _ in range(2):
+            async with trio.open_nursery() as inner:
+                inner.start_soon(getattr(pump, task.split()[0]))
+                await wait_all_tasks_blocked()
+                inner.cancel_scope.cancel()
+        for run in (pump.read, pump.write, pump.keep_time):
+            nursery.start_soon(run)
+        guest = Agent(link, Role.GUEST, nursery)
+        nursery.start_soon(guest.run)
+        await host.until_started()
+        await guest.until_started()
+        nursery.cancel_scope.cancel()

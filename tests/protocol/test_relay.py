@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import select
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 import trio
+import trio.lowlevel
 from trio.testing import check_half_closeable_stream, wait_all_tasks_blocked
 
 from protocol import limits
@@ -117,11 +118,11 @@ async def test_as_trio_wants_a_stream() -> None:
             full = 0
             while full < 5:  # the kernels and the tunnel may still move something
                 full += 1
-                for stream in (left, right):
-                    if select.select([], [stream.socket], [], 0)[1]:
-                        full = 0
-                        with trio.move_on_after(0.05):
-                            await stream.send_all(BLOCK)
+                for sock in both.outer[-2:]:
+                    # Not by poll, which calls a socket full while it still takes a few bytes.
+                    with suppress(BlockingIOError):
+                        while sock.send(BLOCK):
+                            full = 0
                 await wait_all_tasks_blocked(0.03)
             return left, right
 
@@ -228,8 +229,92 @@ def test_writing_to_a_socket_that_was_reset_resets_the_stream(alone: Alone, end:
     else:
         alone.relay.receive_data(b"late")
     alone.pair.settle()
+    alone.relay.receive_reset()
     assert alone.finished == [True]
     assert [type(event) for event in alone.pair.guest.heard] == [Reset]
+
+
+def test_an_end_behind_bytes_that_wait_comes_behind_them(alone: Alone) -> None:
+    sent = 0
+    while not alone.relay._waiting:
+        alone.relay.receive_data(BLOCK)
+        sent += len(BLOCK)
+    alone.relay.receive_end()
+    got = bytearray()
+    while True:
+        try:
+            chunk = alone.client.recv(1 << 20)
+        except BlockingIOError:
+            alone.relay._drain()
+            continue
+        if not chunk:
+            break
+        got += chunk
+    assert len(got) == sent
+    assert alone.relay.received == sent
+    assert alone.finished == []
+
+
+def test_a_socket_that_fails_while_bytes_wait(alone: Alone) -> None:
+    while not alone.relay._waiting:
+        alone.relay.receive_data(BLOCK)
+    close_with_reset(alone.client)
+    alone.relay.receive_end()
+    alone.relay._drain()
+    assert alone.finished == [True]
+    alone.relay.receive_data(b"late")
+    assert not alone.relay._waiting
+
+
+def test_nothing_is_read_while_the_stream_has_no_room(alone: Alone) -> None:
+    alone.client.send(b"x")
+    alone.pair.host.connection.send_data(alone.ours, bytes(limits.SEND_QUEUE))
+    assert alone.relay._read_turn() is True
+    assert alone.relay.sent == 0
+
+
+def test_one_turn_reads_what_the_stream_has_room_for(alone: Alone) -> None:
+    while True:
+        try:
+            alone.client.send(bytes(limits.MAX_PAYLOAD))
+        except BlockingIOError:
+            break
+    assert alone.relay._read_turn() is True
+    assert limits.MAX_PAYLOAD <= alone.relay.sent <= limits.SEND_QUEUE
+
+
+@pytest.mark.parametrize("task", ["read", "read without room", "write", "write while the socket is full"])
+async def test_cancelled_at_each_await_and_started_again(alone: Alone, task: str) -> None:
+    relay = alone.relay
+    if task == "read without room":
+        alone.pair.host.connection.send_data(alone.ours, bytes(limits.SEND_QUEUE + limits.STREAM_WINDOW))
+    if task == "write while the socket is full":
+        while not relay._waiting:
+            relay.receive_data(BLOCK)
+    run = relay.read if task.startswith("read") else relay.write
+    for _ in range(2):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run)
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+    assert alone.finished == []
+    alone.client.send(b"still read")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(relay.read)
+        nursery.start_soon(relay.write)
+        await wait_all_tasks_blocked()
+        alone.pair.settle()
+        for number in alone.pair.host.connection.take_unpaused():
+            assert number == 1
+            relay.unpaused()
+        alone.pair.guest.connection.consumed(alone.theirs, limits.STREAM_WINDOW)
+        alone.pair.settle()
+        for _ in alone.pair.host.connection.take_unpaused():
+            relay.unpaused()
+        while not relay.sent:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    assert relay.sent == len(b"still read")
 
 
 def test_reading_nothing_is_no_end(alone: Alone) -> None:

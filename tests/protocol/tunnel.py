@@ -158,18 +158,19 @@ class Tunnel:
         self.link = link
         self.host = Agent(link, Role.HOST, nursery)
         self.guest = Agent(link, Role.GUEST, nursery)
-        self._outer: list[socket.socket] = []
+        self.outer: list[socket.socket] = []
+        """The sockets behind the streams that `sockets` made."""
 
     def close(self) -> None:
         """Close the outer ends of all sockets."""
-        for sock in self._outer:
+        for sock in self.outer:
             sock.close()
 
     async def sockets(self) -> tuple[trio.SocketStream, trio.SocketStream]:
         """Two sockets that should behave as if they were connected with each other."""
         left, left_inner = tcp_pair()
         right, right_inner = tcp_pair()
-        self._outer += (left, right)
+        self.outer += (left, right)
         before = len(self.host.relays)
         self.guest.offers.append(right_inner)
         self.host.open(left_inner)

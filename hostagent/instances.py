@@ -42,39 +42,56 @@ def list_instances() -> list[InstanceSummary]:
 
 
 def _summary(paths: InstancePaths) -> InstanceSummary:
-    error, plan = "", {}
     try:
-        plan = json.loads(paths.launch_plan.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        error = "never started: `hostagent up` prepares it"
-    except (OSError, ValueError) as exc:
-        error = f"{paths.launch_plan.name} cannot be read: {exc}"
-    state, pid = _state(paths)
+        state, pid = _state(paths)
+        plan, error = _plan(paths)
+    except OSError as exc:  # somebody else's folder, above all root's
+        state, pid, plan, error = InstanceState.BROKEN, None, {}, f"it cannot be looked at: {exc.strerror}"
     if state is InstanceState.DEGRADED:
         error = "its host agent is gone, and QEMU runs: `hostagent up` takes it over"
-    elif error and state is InstanceState.STOPPED and paths.launch_plan.exists():
+    elif state is not InstanceState.STOPPED:
+        error = error if state is InstanceState.BROKEN else ""
+    elif plan is None:
         state = InstanceState.BROKEN
     return InstanceSummary(
         name=paths.name,
         state=state,
         pid=pid,
-        arch=str(plan.get("architecture", "")),
-        cpus=int(plan.get("cpus", 0)),
-        memory=int(plan.get("memory", 0)),
-        disk=int(plan.get("disk_size", 0)),
+        arch=str((plan or {}).get("architecture", "")),
+        cpus=_number(plan, "cpus"),
+        memory=_number(plan, "memory"),
+        disk=_number(plan, "disk_size"),
         directory=paths.directory,
         error=error,
     )
+
+
+def _plan(paths: InstancePaths) -> tuple[dict[str, object] | None, str]:
+    """The launch plan as far as it can be read (None: not at all), and what is wrong with it."""
+    try:
+        plan = json.loads(paths.launch_plan.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}, "never started: `hostagent up` prepares it"
+    except ValueError as exc:
+        return None, f"{paths.launch_plan.name} cannot be read: {exc}"
+    if not isinstance(plan, dict):
+        return None, f"{paths.launch_plan.name} cannot be read: it is no JSON object"
+    return plan, ""
+
+
+def _number(plan: dict[str, object] | None, key: str) -> int:
+    value = (plan or {}).get(key)
+    return value if isinstance(value, int) else 0
 
 
 def _state(paths: InstancePaths) -> tuple[InstanceState, int | None]:
     if is_locked(paths.lock):
         try:
             status = ApiClient(paths).status()
-        except UserError:
+            pid = status["qemu_pid"]
+            return InstanceState(str(status["state"])), pid if isinstance(pid, int) else None
+        except (UserError, KeyError, ValueError):  # not ready to answer, or of another version
             return InstanceState.STARTING, None
-        pid = status["qemu_pid"]
-        return InstanceState(str(status["state"])), pid if isinstance(pid, int) else None
     if is_held(paths.qemu_pid):
         return InstanceState.DEGRADED, None
     if is_locked(paths.up_lock):
@@ -110,7 +127,10 @@ def delete_instance(paths: InstancePaths, *, force: bool) -> None:
         from hostagent.shutdown import down  # needed by this path only, and it costs trio's import
 
         down(paths, force=True, show=lambda _: None)
-    with try_lock(paths.lock) as free:
-        if not free:
-            raise UserError(f"{paths.name} was started again meanwhile", "try again")
-        shutil.rmtree(paths.directory)
+    try:
+        with try_lock(paths.up_lock) as prepared_by_nobody, try_lock(paths.lock) as free:
+            if not (prepared_by_nobody and free):
+                raise UserError(f"{paths.name} is being started", "wait until it is up, or interrupt that `up`")
+            shutil.rmtree(paths.directory)
+    except OSError as exc:
+        raise UserError(f"{paths.directory} cannot be removed: {exc.strerror}", "check its rights") from exc

@@ -32,7 +32,7 @@ def startup_request(argument: str | None, name: str | None) -> StartupRequest:
     if argument is None:
         argument = name or _only_instance()
     path = Path(argument)
-    if path.suffix in _CONFIG_SUFFIXES or "/" in argument:
+    if path.suffix.lower() in _CONFIG_SUFFIXES or "/" in argument:
         paths = InstancePaths.of(name or _name_from(path))
         return StartupRequest(paths, read_config(path), from_instance=False)
     paths = InstancePaths.of(name or argument)
@@ -48,7 +48,8 @@ def startup_request(argument: str | None, name: str | None) -> StartupRequest:
 
 
 def _only_instance() -> str:
-    names = sorted(path.name for path in home().iterdir() if path.is_dir()) if home().is_dir() else []
+    folders = home().iterdir() if home().is_dir() else ()
+    names = sorted(path.name for path in folders if path.is_dir() and not path.name.startswith("."))
     if len(names) > 1:
         raise UserError("there is more than one instance", f"name one of: {', '.join(names)}")
     return names[0] if names else DEFAULT

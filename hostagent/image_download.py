@@ -22,8 +22,10 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import urlsplit
 
 import httpx2
@@ -102,6 +104,21 @@ class _Download:
     def step(self) -> str:
         return f"downloading {self.address.rpartition('/')[2] or self.address}"
 
+    def opened(self) -> BinaryIO:
+        """The part, for appending; unbuffered, so that a full disk is noticed where it can be told."""
+        return self.part.open("ab", buffering=0)
+
+    def take(self, piece: bytes, part: BinaryIO) -> None:
+        """Append `piece`."""
+        if self.received + len(piece) > LARGEST:
+            self.start_over()
+            raise UserError(f"{self.address} sends more than any image has", "correct the location")
+        rest = memoryview(piece)
+        while rest:  # an unbuffered write may be short, on an almost full disk for example
+            rest = rest[part.write(rest) :]
+        self.hasher.update(piece)
+        self.received += len(piece)
+
     def start_over(self) -> None:
         """Forget what was received."""
         self.part.unlink(missing_ok=True)
@@ -170,7 +187,10 @@ async def _fetch(client: httpx2.AsyncClient, download: _Download, known: _Facts 
             fruitless = 1 if download.received > before else fruitless + 1
             if isinstance(exc, httpx2.ConnectError | httpx2.ConnectTimeout | httpx2.UnsupportedProtocol) and not before:
                 host = urlsplit(download.address).hostname
-                raise UnreachableError(f"{host} cannot be reached: {_reason(exc)}", _TRY_AGAIN) from exc
+                raise UnreachableError(
+                    f"{host} cannot be reached: {_reason(exc)}",
+                    "check the network, or give images an entry with a local file or with build",
+                ) from exc
             if fruitless >= ATTEMPTS:
                 raise UserError(
                     f"the download of {download.address} failed {ATTEMPTS} times: {_reason(exc)}", _TRY_AGAIN
@@ -262,15 +282,21 @@ def _check_room(download: _Download, total: int | None) -> None:
 
 
 async def _receive(response: httpx2.Response, download: _Download, total: int | None) -> None:
-    async with await trio.open_file(download.part, "ab") as part:
-        async for piece in response.aiter_bytes(_PIECE):
-            await part.write(piece)
-            download.hasher.update(piece)
-            download.received += len(piece)
-            download.progress.update(download.step, download.received, total)
-            if download.received > LARGEST:
-                download.start_over()
-                raise UserError(f"{download.address} sends more than any image has", "correct the location")
+    # In the pieces in which it comes: collecting larger ones would lose the last of them when the connection is cut.
+    pieces = response.aiter_raw()
+    with download.opened() as part:
+        try:
+            async for piece in pieces:
+                # Not in a thread: it goes to the page cache, and there is nothing to be cancelled between two pieces.
+                download.take(piece, part)
+                download.progress.update(download.step, download.received, total)
+        except (OSError, UserError):
+            # httpx2's inner generators end only by running to an end, which the closed connection is.
+            await response.aclose()
+            with suppress(httpx2.TransportError, httpx2.StreamError):
+                async for _ in pieces:
+                    pass
+            raise
     if total is not None and download.received < total:
         raise _InterruptedError(f"the connection ended after {download.received} of {total} bytes")
 

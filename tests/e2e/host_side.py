@@ -31,6 +31,8 @@ class Wire:
         self.path = path
         self._there = there
         self._scope = trio.CancelScope()
+        self._whole = trio.Event()
+        self._whole.set()
         self._ends: tuple[trio.SocketStream, trio.SocketStream] | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -42,6 +44,7 @@ class Wire:
             task_status.started()
             while True:
                 accepted, _ = await listener.accept()
+                await self._whole.wait()
                 with trio.CancelScope() as self._scope:
                     await self._carry(trio.SocketStream(accepted))
 
@@ -59,9 +62,15 @@ class Wire:
             pass  # a test wrote at the same time, or an end is gone: either way this connection is over
         self._scope.cancel()
 
-    def cut(self) -> None:
-        """Drop the connection that is there; the channel makes the next one."""
+    def cut(self, *, mended: bool = True) -> None:
+        """Drop the connection that is there; the next one works at once, or only after `mend`."""
+        if not mended:
+            self._whole = trio.Event()
         self._scope.cancel()
+
+    def mend(self) -> None:
+        """Let the next connection through."""
+        self._whole.set()
 
     async def write_to_guest(self, data: bytes) -> None:
         """Bytes for the guest agent that the host agent did not say."""

@@ -22,6 +22,9 @@ pytestmark = pytest.mark.tiny_guest
 BACK = 5.0
 """Seconds until all works again, on a busy machine; 2 s are promised, and the figure is printed."""
 
+AGENT_BACK = 40.0
+"""The same where the guest agent has to start first: 1.5 s of CPU on an idle machine, under emulation."""
+
 TOTAL = 1 << 30
 """Bytes of a transfer that nothing lets finish."""
 
@@ -51,9 +54,8 @@ async def endless_upload(port: int, sent: trio.Event) -> None:
                 sent.set()
 
 
-async def works_again(host: HostSide, port: int, what: str) -> None:
+async def works_again(host: HostSide, port: int) -> None:
     """A whole checked exchange through `port` within `BACK` seconds."""
-    began = time.monotonic()
     data = random.Random(port).randbytes(300_000)
     with trio.fail_after(BACK):
         await host.listening(port)
@@ -67,10 +69,11 @@ async def works_again(host: HostSide, port: int, what: str) -> None:
             except ConnectionError:
                 await trio.sleep(0.01)
     assert answer == hashlib.sha256(data).hexdigest().encode() + b"\n"
-    print(f"{what}: works again after {time.monotonic() - began:.2f} s")
 
 
-async def break_under_load(tiny: SharedGuest, host: HostSide, what: str, fault: Callable[[], Awaitable[None]]) -> None:
+async def break_under_load(
+    tiny: SharedGuest, host: HostSide, what: str, fault: Callable[[], Awaitable[None]], seconds: float = BACK
+) -> None:
     """Do `fault` while bytes move both ways; all streams are reset, and all works again."""
     source, sink = await tiny.server.tcp("source", "127.0.0.1"), await tiny.server.tcp("sink", "127.0.0.1")
     checked = await tiny.server.tcp("digest", "127.0.0.1")
@@ -82,17 +85,18 @@ async def break_under_load(tiny: SharedGuest, host: HostSide, what: str, fault: 
         nursery.start_soon(endless_upload, sink, sent)
         await received.wait()
         await sent.wait()
+        began = time.monotonic()
         await fault()
-        with trio.fail_after(BACK):
-            await host.wait_until(lambda: host.generations > generations)
-    await works_again(host, checked, what)
+        await host.wait_until(lambda: host.generations > generations, seconds)
+    await works_again(host, checked)
+    print(f"{what}: all works again after {time.monotonic() - began:.2f} s")
     for port in (source, sink, checked):
         await tiny.server.close(port)
     await host.gone(source, sink, checked)
 
 
 async def test_the_guest_agent_is_killed(tiny: SharedGuest, host: HostSide) -> None:
-    await break_under_load(tiny, host, "guest agent killed", lambda: kill_agent(tiny))
+    await break_under_load(tiny, host, "guest agent killed", lambda: kill_agent(tiny), AGENT_BACK)
 
 
 async def test_the_channel_is_cut_in_mid_transfer(tiny: SharedGuest) -> None:
@@ -132,7 +136,7 @@ async def test_a_port_that_closed_while_the_agent_was_dead_is_gone_and_a_new_one
     await kill_agent(tiny)
     await tiny.server.close(old)
     new = await tiny.server.tcp("banner", "127.0.0.1")
-    await host.ready(after=generations)
+    await host.ready(after=generations, seconds=AGENT_BACK)
     await host.listening(kept, new)
     assert host.forward(old) is None
     with pytest.raises(ConnectionRefusedError):
@@ -144,21 +148,20 @@ async def test_a_port_that_closed_while_the_agent_was_dead_is_gone_and_a_new_one
         await tiny.server.close(port)
 
 
-async def test_while_the_agent_is_away_forwards_are_stalled_and_clients_wait(
-    tiny: SharedGuest, host: HostSide
-) -> None:
-    port = await tiny.server.tcp("banner", "127.0.0.1")
-    await host.listening(port)
-    (agent,) = await tiny.server.processes("^guestagent")
-    await tiny.server.run(f"kill {agent['pid']}")  # it says good-bye, so that the host knows at once
-    forward = host.forward(port)
-    assert forward is not None
-    await host.wait_until(lambda: forward.state is ForwardState.STALLED)
-    assert "away" in forward.reason
-    async with tcp_client(port) as client:
-        assert await receive_to_end(client) == b"hello\n"
-    assert forward.state is ForwardState.LISTENING
-    await tiny.server.close(port)
+async def test_while_the_agent_is_away_forwards_are_stalled_and_clients_wait(tiny: SharedGuest) -> None:
+    async with breakable_host_side(tiny.channel_socket) as (host, wire):
+        port = await tiny.server.tcp("banner", "127.0.0.1")
+        await host.listening(port)
+        wire.cut(mended=False)
+        forward = host.forward(port)
+        assert forward is not None
+        await host.wait_until(lambda: forward.state is ForwardState.STALLED)
+        assert "away" in forward.reason
+        async with tcp_client(port) as client:
+            wire.mend()
+            assert await receive_to_end(client) == b"hello\n"
+        assert forward.state is ForwardState.LISTENING
+        await tiny.server.close(port)
 
 
 async def test_100_reconnects_lose_nothing(tiny: SharedGuest) -> None:
@@ -193,4 +196,3 @@ async def test_what_the_guest_wrote_to_nobody_is_not_taken_for_news() -> None:
             async with tcp_client(port) as client:
                 await client.send(b"1000000\n")
                 assert await receive_to_end(client) == bytes(1_000_000)
-

@@ -8,6 +8,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from protocol import limits
 from protocol.connection import GenerationEnded, GenerationStarted, Role
+from protocol.framing import Preamble, PreambleKind
 from protocol.link import Link
 from protocol.messages import PortsChanged
 from protocol.ports import Port, Protocol
@@ -152,3 +153,19 @@ async def test_cancelled_at_each_await_and_started_again(task: str, autojump_clo
         await host.until_started()
         await guest.until_started()
         nursery.cancel_scope.cancel()
+
+
+async def test_a_deadline_that_comes_earlier_wakes_the_timer(autojump_clock: trio.testing.MockClock) -> None:
+    """The timer sleeps until the next PING is due when the guest says LOST, and the host's question is lost."""
+    async with tunnel() as both:
+        start = trio.current_time()
+        host = both.link.host
+        assert host is not None
+        host.write = len  # type: ignore[method-assign, assignment]
+        both.link.to_host += Preamble(PreambleKind.LOST, bytes(16)).encode()
+        both.link.changed.unpark_all()
+        await wait_all_tasks_blocked()
+        assert isinstance(both.host.heard[-1], GenerationEnded)
+        del host.write
+        await both.host.until_started(2)
+        assert trio.current_time() - start == pytest.approx(limits.SYNC_RETRY)

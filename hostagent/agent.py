@@ -27,7 +27,7 @@ from hostagent.launch_plan import LaunchPlan
 from hostagent.lifecycle import InstanceState, Phase, PhaseClock, PhaseReport, instance_state
 from hostagent.paths import InstancePaths
 from hostagent.qemu.machine import Machine, StopBounds, attach, start
-from hostagent.qemu.monitor import Monitor, MonitorError, open_monitor
+from hostagent.qemu.monitor import Monitor, open_monitor
 from hostagent.serial_log import last_lines
 from protocol.limits import MAX_PORTS, PROTOCOL_VERSIONS
 from protocol.messages import (
@@ -168,11 +168,10 @@ class Agent:
     # ------------------------------------------------------------------ watching
 
     async def _watch_monitor(self, monitor: Monitor) -> None:
-        try:
-            async for event in monitor.events():
-                self.events.append("qemu", name=event.name, data=event.data)
-        except MonitorError as exc:
-            self.events.append("log", level="warning", message=f"the monitor is gone: {exc}")
+        async for event in monitor.events():
+            self.events.append("qemu", name=event.name, data=event.data)
+        self._monitor = None  # whoever stops QEMU connects anew
+        self.events.append("log", level="info", message="the connection to QEMU's monitor ended")
 
     async def _watch_stalls(self) -> None:
         """Say once for each phase that it takes too long, with the last lines of the console."""
@@ -229,10 +228,11 @@ class Agent:
         """Ports, their owners, and how the guest agent is doing."""
         match message:
             case PortsSnapshot():
-                self._snapshot.update(message.ports)
-                if len(self._snapshot) > MAX_PORTS:
+                room = MAX_PORTS - len(self._snapshot)
+                self._snapshot.update(message.ports[:room])
+                if len(message.ports) > room:
                     self._too_many_ports()
-                elif message.last:
+                if message.last:
                     self._forwarder.replace(self._snapshot)
                     self._snapshot = set()
                     self._now_ready()

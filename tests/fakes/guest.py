@@ -183,14 +183,14 @@ class FakeGuest:
     async def _use(self, sock: socket.socket) -> None:
         """One guest agent after the other on one line; raises `PeerAwayError` in a group when the host has gone."""
         while True:
+            while self._stopped:
+                await self._change.wait()
             with trio.CancelScope() as self._scope:
                 self.life = _Life(self, sock)
                 try:
                     await self.life.run()
                 finally:
                     self.life = None
-            while self._stopped:
-                await self._change.wait()
 
 
 class _Life:
@@ -341,7 +341,7 @@ async def fake_guest(
     """A guest whose chardev listens on `path` until the end of the block."""
     guest = FakeGuest(boot_id, versions)
     with socket.socket(socket.AF_UNIX) as listener:
-        path.unlink(missing_ok=True)  # noqa: ASYNC240 - what an earlier guest left; it does not block
+        path.unlink(missing_ok=True)
         listener.setblocking(False)
         listener.bind(str(path))
         listener.listen(1)

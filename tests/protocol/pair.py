@@ -6,8 +6,9 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 
+from protocol.codec import encode
 from protocol.connection import Connection, Event, GenerationEnded, GenerationStarted, Role
-from protocol.messages import Hello
+from protocol.messages import Hello, Message
 from protocol.stream_messages import Open, SocketTarget, StreamKind
 from protocol.streams import Stream
 
@@ -85,6 +86,14 @@ class Pair:
             events += end.connection.receive_data(data[start : start + (step or len(data))], self.now)
         end.heard += events
         return events
+
+    def say(self, end: End, *messages: Message) -> None:
+        """Let `end` send what its own rules would forbid, and the other end take it."""
+        encoder = end.connection._handshake.encoder
+        assert encoder is not None
+        for message in messages:
+            self.other(end).coming += encoder.encode(encode(message))
+        self.arrive(self.other(end))
 
     def settle(self, step: int | None = None) -> None:
         """Let bytes go back and forth until nothing moves."""

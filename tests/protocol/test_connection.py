@@ -44,19 +44,10 @@ from protocol.stream_messages import (
     StreamMessage,
     TerminalSize,
 )
-from tests.protocol.pair import HELLO, TARGET, End, Pair
+from tests.protocol.pair import HELLO, TARGET, Pair
 from tests.strategies import MESSAGES_OF_EVERY_KIND, pieces
 
 CHANGE = PortsChanged((Port(Protocol.TCP, "0.0.0.0", 80),), ())
-
-
-def say(pair: Pair, end: End, *messages: Message) -> None:
-    """Let `end` send what its own rules would forbid, and the other end take it."""
-    encoder = end.connection._handshake.encoder
-    assert encoder is not None
-    for message in messages:
-        pair.other(end).coming += encoder.encode(encode(message))
-    pair.arrive(pair.other(end))
 
 
 # ---------------------------------------------------------------------- a generation begins
@@ -109,7 +100,7 @@ def test_no_common_version_is_said_and_nothing_follows(host_is_newer: bool) -> N
     assert not pair.host.connection.running
     with pytest.raises(LocalProtocolError):
         pair.host.connection.send(CHANGE)
-    say(pair, pair.guest, Ping(1))
+    pair.say(pair.guest, Ping(1))
     assert len(pair.host.heard) == 1
     assert pair.host.connection.deadline == math.inf
 
@@ -166,7 +157,7 @@ def test_any_message_is_an_event_or_a_fault(message: Message, to_host: bool) -> 
     pair.open(pair.guest)
     sender = pair.guest if to_host else pair.host
     receiver = pair.other(sender)
-    say(pair, sender, message)
+    pair.say(sender, message)
     for event in receiver.heard:
         assert event == message or isinstance(event, GenerationEnded)
     pair.settle()
@@ -198,24 +189,24 @@ def test_a_frame_full_of_garbage_never_raises(body: bytes) -> None:
 @pytest.mark.parametrize("message", [CHANGE, PortsSnapshot((), True), PortOwners(()), Status((), ())])
 def test_only_the_guest_speaks_of_its_ports(message: Message) -> None:
     pair = Pair().start()
-    say(pair, pair.guest, message)
+    pair.say(pair.guest, message)
     assert pair.host.heard == [message]
-    say(pair, pair.host, message)
+    pair.say(pair.host, message)
     assert pair.guest.last_reason().endswith("is not the peer's to say")
 
 
 @pytest.mark.parametrize("message", [Clock(1), PowerOff(False), StatusRequest()])
 def test_only_the_host_gives_orders(message: Message) -> None:
     pair = Pair().start()
-    say(pair, pair.host, message)
+    pair.say(pair.host, message)
     assert pair.guest.heard == [message]
-    say(pair, pair.guest, message)
+    pair.say(pair.guest, message)
     assert pair.host.last_reason().endswith("is not the peer's to say")
 
 
 def test_hello_twice_is_a_fault() -> None:
     pair = Pair().start()
-    say(pair, pair.guest, Ping(1), HELLO)
+    pair.say(pair.guest, Ping(1), HELLO)
     assert pair.host.heard == [GenerationEnded("the peer said hello twice", True)]
 
 
@@ -236,7 +227,7 @@ FOR_NO_STREAM: list[StreamMessage] = [
 @pytest.mark.parametrize("message", FOR_NO_STREAM)
 def test_a_stream_that_never_was_is_a_fault(message: StreamMessage) -> None:
     pair = Pair().start()
-    say(pair, pair.guest, message)
+    pair.say(pair.guest, message)
     assert pair.host.last_reason() == f"stream {message.stream} was never opened"
 
 
@@ -245,7 +236,7 @@ def test_late_messages_about_a_finished_stream_are_ignored(message: Message) -> 
     pair = Pair().start()
     stream, _ = pair.open()
     pair.host.connection.send_reset(stream, "enough")
-    say(pair, pair.guest, message)
+    pair.say(pair.guest, message)
     assert pair.host.heard == []
     assert pair.host.connection.running
 
@@ -254,14 +245,14 @@ def test_late_messages_about_a_finished_stream_are_ignored(message: Message) -> 
 def test_streams_have_the_openers_parity_and_rise(number: int) -> None:
     pair = Pair().start()
     pair.open(pair.guest)  # 2
-    say(pair, pair.guest, Open(number, StreamKind.TCP, TARGET, 0))
+    pair.say(pair.guest, Open(number, StreamKind.TCP, TARGET, 0))
     assert pair.host.last_reason() == f"stream {number} is not the peer's to open"
 
 
 def test_numbers_may_have_gaps() -> None:
     pair = Pair().start()
-    say(pair, pair.guest, Open(10, StreamKind.TCP, TARGET, 0))
-    say(pair, pair.guest, Data(4, b"x"))
+    pair.say(pair.guest, Open(10, StreamKind.TCP, TARGET, 0))
+    pair.say(pair.guest, Data(4, b"x"))
     assert [type(event) for event in pair.host.heard] == [Open]
     assert [stream.number for stream in pair.host.connection.streams] == [10]
 
@@ -314,7 +305,7 @@ def test_bytes_that_are_no_frame_are_no_sign_of_life() -> None:
 
 def test_a_pong_says_the_token_and_only_the_last_one_waits() -> None:
     pair = Pair().start()
-    say(pair, pair.guest, *(Ping(token) for token in range(1_000)))
+    pair.say(pair.guest, *(Ping(token) for token in range(1_000)))
     assert pair.host.connection._pong == Pong(999)
     sent = pair.leave(pair.host)
     assert sent == len(FrameEncoder(0).encode(encode(Pong(999))))

@@ -10,7 +10,7 @@ import click
 
 from hostagent.cli import cli
 from hostagent.errors import UserError
-from hostagent.terminal_output import print_error
+from hostagent.terminal_output import OutputClosedError, print_error
 
 DONE: Final = 0
 MENDABLE: Final = 1
@@ -59,12 +59,10 @@ def _status(exc: BaseException) -> int:
         case KeyboardInterrupt() | click.Abort():
             print_error("interrupted")
             return INTERRUPTED
-        case BrokenPipeError():
+        case OutputClosedError() | BrokenPipeError():
             # The interpreter flushes once more when it ends: let that go nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return OUTPUT_CLOSED
-        case SystemExit(__context__=BrokenPipeError()):
-            return _status(BrokenPipeError())  # click makes this of it
         case SystemExit():
             raise exc  # of click's completion
     import traceback  # its source reader is a tenth of a start

@@ -25,6 +25,7 @@ _ANSWER_BOUND: Final = 10.0
 _STOP_BOUND: Final = 180.0
 """Seconds for a guest to shut down, above all bounds of the host agent's own."""
 
+_READ: Final = 65_536
 _LONGEST_LINE: Final = 16 * 1024 * 1024
 """Bytes of one line: every port that a guest may have open, in JSON."""
 
@@ -65,8 +66,15 @@ class ApiClient:
 
     def _lines(self, target: str) -> Iterator[Document]:
         with self._answer("GET", target, _ANSWER_BOUND, endless=True) as answer:
-            while line := answer.readline(_LONGEST_LINE):
-                yield _parsed(line)
+            if not answer.chunked:
+                yield from map(_parsed, answer.read().splitlines())
+                return
+            pending = b""
+            while data := answer.read1(_READ):  # readline would take a stream that breaks off for one that ends
+                *lines, pending = (pending + data).split(b"\n")
+                yield from map(_parsed, lines)
+                if len(pending) > _LONGEST_LINE:
+                    raise http.client.LineTooLong("a line of the stream")
 
     @contextlib.contextmanager
     def _answer(

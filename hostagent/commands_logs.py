@@ -57,8 +57,10 @@ def tail(path: Path, count: int | None, *, follow: bool) -> Iterator[str]:
             replaced = file is not None and _is_replaced(file, path)
             if file is not None:
                 yield from _lines(file, unfinished=replaced)
+            if file is not None and replaced:
+                file.close()
             if file is None or replaced:
-                file = _open(path) or file
+                file = _open(path)
     finally:
         if file is not None:
             file.close()

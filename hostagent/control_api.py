@@ -20,7 +20,7 @@ import json
 import logging
 import socket
 import stat
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -44,7 +44,7 @@ from hostagent import api_shapes, openapi
 from hostagent.api_shapes import EndpointShape, OwnerShape, PortList, PortShape, TrafficShape
 from hostagent.control_exec import serve_exec
 from hostagent.errors import UserError
-from hostagent.event_log import Subscription
+from hostagent.event_log import EventLog, Subscription
 from hostagent.exec_frames import MAX_FRAME
 from hostagent.forwards import Endpoint, Forward
 from hostagent.openapi import Operation, Parameter
@@ -153,13 +153,13 @@ class _Handlers:
         if not _flag(request, "follow"):
             return JSONResponse(self._listing())
         interval = max(_number(request, "interval", _DEFAULT_INTERVAL), _MIN_INTERVAL)
-        return _Lines(self._listings(interval))
+        return _Lines(self._instance.events, partial(self._listings, interval))
 
     async def events(self, request: Request) -> Response:
         log = self._instance.events
         after = int(_number(request, "after", log.before_kept))
         if _flag(request, "follow"):
-            return _Lines(_event_lines(log.subscribe(after)))
+            return _Lines(log, partial(_event_lines, log.subscribe(after)))
         return Response("".join(f"{event.line()}\n" for event in log.recorded(after)), media_type=_Lines.media_type)
 
     async def stop(self, request: Request) -> Response:
@@ -204,23 +204,44 @@ def _line(document: Mapping[str, Any]) -> str:
 
 
 class _Lines(Response):
-    """A stream of lines of JSON, for as long as there are any and the client listens."""
+    """A stream of lines of JSON, for as long as there are any and the client listens.
+
+    `make_lines` is called again for the rest when the agent ends while it waits.
+    """
 
     media_type = "application/x-ndjson"
 
-    def __init__(self, lines: AsyncGenerator[str]) -> None:
+    def __init__(self, events: EventLog, make_lines: Callable[[], AsyncGenerator[str]]) -> None:
         super().__init__()
         del self.headers["content-length"]
-        self._lines = lines
+        self._events = events
+        self._make_lines = make_lines
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with trio.open_nursery() as nursery, contextlib.aclosing(self._lines):
+        async with trio.open_nursery() as nursery:
             nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
-            async for line in self._lines:
-                await send({"type": "http.response.body", "body": line.encode(), "more_body": True})
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            try:
+                await self._send_lines(send)
+            except trio.Cancelled:
+                # The agent ends. What it said last, and that nothing follows, still leaves.
+                with trio.CancelScope(shield=True):
+                    if self._events.closed:
+                        await self._send_lines(send)
+                raise
             nursery.cancel_scope.cancel()
+
+    async def _send_lines(self, send: Send) -> None:
+        async with contextlib.aclosing(self._make_lines()) as lines:
+            async for line in lines:
+                await _send_whole(send, line.encode(), more=True)
+        await _send_whole(send, b"", more=False)
+
+
+async def _send_whole(send: Send, body: bytes, *, more: bool) -> None:
+    """Send a piece of a body, all or nothing. That the client reads it is awaited until the connection is cut."""
+    with trio.CancelScope(shield=True):
+        await send({"type": "http.response.body", "body": body, "more_body": more})
 
 
 async def _cancel_when_gone(receive: Receive, scope: trio.CancelScope) -> None:

@@ -49,6 +49,7 @@ from hostagent.standard_streams import (
     terminal_size,
     write_all,
 )
+from hostagent.terminal_output import OutputClosedError
 from hostagent.websocket_client import ConnectionLostError, WebSocketClient, open_websocket
 from protocol.errors import RemoteProtocolError
 from protocol.stream_messages import CommandTarget
@@ -131,7 +132,7 @@ class _Session:
                 nursery.start_soon(self._pass_input)
                 try:
                     self._end = await self._obey_server()
-                except (UserError, ConnectionLostError, RemoteProtocolError, OSError) as exc:
+                except (UserError, ConnectionLostError, RemoteProtocolError, OutputClosedError, OSError) as exc:
                     self._end = exc
                 nursery.cancel_scope.cancel()
 

@@ -19,6 +19,7 @@ from typing import Final
 
 import trio
 
+from hostagent.terminal_output import OutputClosedError
 from protocol.stream_messages import TerminalSize
 
 INPUT: Final = 0
@@ -41,13 +42,17 @@ async def read_some(descriptor: int, size: int) -> bytes:
 
 
 async def write_all(descriptor: int, data: bytes) -> None:
-    """Write everything, waiting while the reader is slow. Raises BrokenPipeError, and OSError on a full disk."""
+    """Write everything, waiting while the reader is slow; raises `OutputClosedError`, and OSError on a full disk."""
     view = memoryview(data)
     while view:
         # A writable pipe takes PIPE_BUF bytes without blocking (poll(2), pipe(7)).
         size = select.PIPE_BUF if await _ready(trio.lowlevel.wait_writable, descriptor) else len(view)
-        with contextlib.suppress(BlockingIOError):
+        try:
             view = view[os.write(descriptor, view[:size]) :]
+        except BlockingIOError:
+            continue
+        except BrokenPipeError as exc:
+            raise OutputClosedError from exc
 
 
 async def _ready(wait: Callable[[int], Awaitable[None]], descriptor: int) -> bool:

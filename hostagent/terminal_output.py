@@ -10,6 +10,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 
+class OutputClosedError(Exception):
+    """Whoever read our standard output has had enough.
+
+    Not a BrokenPipeError, of which click makes exit status 1, and which other pipes can raise too.
+    """
+
+
 def width() -> int | None:
     """Columns of the terminal that standard output is; None where it is none."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
@@ -26,10 +33,13 @@ def can_redraw() -> bool:
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print each line, and flush, so that a reader sees it now."""
-    for line in lines:
-        sys.stdout.write(line + "\n")
-    sys.stdout.flush()
+    """Print each line, and flush, so that a reader sees it now; raises `OutputClosedError`."""
+    try:
+        for line in lines:
+            sys.stdout.write(line + "\n")
+        sys.stdout.flush()
+    except BrokenPipeError as exc:
+        raise OutputClosedError from exc
 
 
 def print_json(document: Mapping[str, Any], *, one_line: bool = False) -> None:

@@ -18,6 +18,7 @@ from typing import Any
 
 COMMAND = [sys.executable, "-m", "hostagent"]
 BOUND = 20.0
+"""Seconds that anything may take here; a start takes one on a busy machine."""
 
 
 def run(*arguments: str, home: Path, **options: Any) -> subprocess.CompletedProcess[bytes]:
@@ -72,7 +73,7 @@ class Terminal:
         while text not in self.seen:
             left = deadline - time.monotonic()
             ready, _, _ = select.select([self.near], [], [], max(0.0, left))
-            assert ready, f"{text!r} was not shown, only {self.seen!r}"
+            assert ready and left > 0, f"{text!r} was not shown, only {self.seen[-2_000:]!r}"  # noqa: PT018
             self.seen += os.read(self.near, 65_536)
         shown, self.seen = self.seen.split(text, 1)
         return shown

@@ -48,6 +48,7 @@ class FakeInstance:
         self.executions: list[FakeExecution] = []
         self.left = 0
         """Commands whose context was left."""
+        self.first_left = trio.Event()
 
     def status(self) -> dict[str, object]:
         return {"state": "running", "qemu_pid": 4711, "accelerator": {"name": "tcg", "reason": "no KVM"}, "sources": []}
@@ -73,6 +74,7 @@ class FakeInstance:
                     await execution.end()
                 nursery.cancel_scope.cancel()
                 self.left += 1
+                self.first_left.set()
 
     async def stop(self, *, force: bool) -> str:
         self.stops.append(force)

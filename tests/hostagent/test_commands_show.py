@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import json
+import os
+import signal
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from hostagent.forwards import ForwardState
+from hostagent.instance_lock import try_lock
+from tests.fakes.command_line import BOUND, COMMAND, on_terminal, run, running
+from tests.fakes.running_instance import web_forward
+from tests.fakes.served_instance import ServedInstance, served_in_thread
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="ha-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def served(home: Path) -> Iterator[ServedInstance]:
+    directory = home / "box"
+    directory.mkdir()
+    with try_lock(directory / "lock"), served_in_thread(directory / "api.sock") as instance:
+        yield instance
+
+
+def block(served: ServedInstance) -> None:
+    """Another program takes the host port."""
+
+    def change() -> None:
+        served.instance.listed[0] = web_forward(ForwardState.CONFLICT, "taken by nginx")
+        served.instance.events.append("forward", state="conflict")
+
+    served.call(change)
+
+
+def test_ports_as_text_and_as_json(served: ServedInstance, home: Path) -> None:
+    assert b"listening  localhost:8080  0.0.0.0:8080  tcp" in run("ports", home=home).stdout
+    (port,) = json.loads(run("ports", "box", "--json", home=home).stdout)["ports"]
+    assert (port["state"], port["host"][0]) == ("listening", {"address": "127.0.0.1", "port": 8080})
+
+
+def test_ports_of_a_stopped_instance(home: Path) -> None:
+    (home / "box").mkdir()
+    done = run("ports", home=home)
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == b"error: the instance 'box' is not running\nhint: start it with `hostagent up box`\n"
+
+
+def test_watching_elsewhere_prints_changes(served: ServedInstance, home: Path) -> None:
+    with running("ports", "--watch", home=home) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"listening  tcp localhost:8080 -> 0.0.0.0:8080  python3 (812)\n"
+        block(served)
+        assert process.stdout.readline().startswith(b"conflict  tcp localhost:8080")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(BOUND) == 130
+
+
+def test_watching_as_json_is_a_listing_a_line(served: ServedInstance, home: Path) -> None:
+    with running("ports", "-w", "--json", home=home) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["ports"][0]["state"] == "listening"
+        block(served)
+        assert json.loads(process.stdout.readline())["ports"][0]["state"] == "conflict"
+        served.end()
+        assert process.wait(BOUND) == 0
+
+
+def test_watching_on_a_terminal_redraws_without_clearing(served: ServedInstance, home: Path) -> None:
+    with on_terminal(*COMMAND, "ports", "--watch", home=home) as terminal:
+        shown = terminal.expect(b"listening")
+        block(served)
+        shown += terminal.expect(b"conflict")
+        terminal.type(b"\x03")
+        shown += terminal.expect(b"interrupted")
+        assert terminal.end() == 130
+        assert b"\x1b[2J" not in shown
+        assert b"\x1b[1A" in shown, "the second table is drawn over the first"
+
+
+def test_colours_are_for_terminals_of_users_that_want_them(served: ServedInstance, home: Path) -> None:
+    assert b"\x1b" not in run("ports", home=home).stdout
+    with on_terminal(*COMMAND, "ports", home=home) as terminal:
+        terminal.expect(b"\x1b[32mlistening\x1b[0m")
+    with on_terminal("env", "NO_COLOR=1", *COMMAND, "ports", home=home) as terminal:
+        assert b"\x1b" not in terminal.expect(b"listening")
+
+
+def test_status_of_a_running_and_of_a_stopped_instance(served: ServedInstance, home: Path) -> None:
+    document = json.loads(run("status", "--json", home=home).stdout)
+    assert (document["name"], document["state"], document["accelerator"]["name"]) == ("box", "running", "tcg")
+    text = run("status", home=home).stdout.decode()
+    assert "accelerator:\n  name: tcg\n  reason: no KVM\n" in text
+    (home / "old").mkdir()
+    stopped = json.loads(run("status", "old", "--json", home=home).stdout)
+    assert (stopped["state"], stopped["directory"]) == ("stopped", str(home / "old"))
+
+
+def test_without_a_name_the_candidates_are_named(home: Path) -> None:
+    for name in ("one", "two"):
+        (home / name).mkdir()
+    done = run("status", home=home)
+    assert done.returncode == 1
+    assert b"one, two" in done.stderr
+
+
+def test_a_reader_that_has_enough_is_no_error_to_talk_about(home: Path) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with running("list", home=home, stdout=writing) as process:
+        os.close(writing)
+        assert process.wait(BOUND) == 141
+        assert process.stderr is not None
+        assert process.stderr.read() == b""

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+
+from hostagent import terminal_output
+from hostagent.terminal_output import OutputClosedError
+
+
+class FakeTerminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    monkeypatch.setattr(sys, "stdout", FakeTerminal())
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "77")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return monkeypatch
+
+
+def test_a_terminal_has_width_and_colours(on_terminal: pytest.MonkeyPatch) -> None:
+    assert terminal_output.width() == 77
+    assert terminal_output.colour()
+    assert terminal_output.can_redraw()
+
+
+@pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_the_user_may_want_no_colours(on_terminal: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    on_terminal.setenv(variable, value)
+    assert not terminal_output.colour()
+
+
+def test_a_terminal_that_can_do_nothing(on_terminal: pytest.MonkeyPatch) -> None:
+    on_terminal.delenv("TERM")
+    assert not terminal_output.can_redraw()
+
+
+def test_elsewhere_there_is_neither(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert terminal_output.width() is None
+    assert not terminal_output.colour()
+    assert not terminal_output.can_redraw()
+
+
+def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal_output.print_json({"text": "\x1b\u202e"}, one_line=True)
+    out = capsys.readouterr().out
+    assert out == '{"text":"\\u001b\\u202e"}\n'
+    assert json.loads(out) == {"text": "\x1b\u202e"}
+
+
+def test_a_reader_that_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Gone(io.StringIO):
+        def flush(self) -> None:
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    with pytest.raises(OutputClosedError):
+        terminal_output.print_lines(["x"])
+    monkeypatch.undo()

@@ -12,6 +12,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import signal
 import sys
 from importlib import metadata
@@ -23,15 +24,21 @@ from hostagent.errors import UserError
 from hostagent.instance_lock import held_lock
 from hostagent.launch_plan import read_plan
 from hostagent.paths import InstancePaths
+from hostagent.qemu.machine import StopStep
+
+DESCRIPTORS = 65_536
+"""Open files that this process wants: both listeners of every port that a guest may have, every stream, and then some.
+The usual limit is 1,024, which a shell keeps for the sake of old programs (select(2))."""
 
 
 async def run_agent(paths: InstancePaths, announce: Announce) -> None:
     """Run the host agent of one instance until its QEMU ends; raises `UserError` when it cannot be started."""
     plan = read_plan(paths.launch_plan)
+    _raise_descriptor_limit()
     with held_lock(paths):
         agent = Agent(paths, plan, metadata.version("hostagent"), announce)
         async with trio.open_nursery() as nursery:
-            await nursery.start(_stop_on_signal, agent)
+            await nursery.start(_stop_on_signal, agent, nursery.cancel_scope)
             # What start-up made lives as long as the process: the collector need not look at it again.
             gc.collect()
             gc.freeze()
@@ -39,11 +46,21 @@ async def run_agent(paths: InstancePaths, announce: Announce) -> None:
             nursery.cancel_scope.cancel()
 
 
-async def _stop_on_signal(agent: Agent, *, task_status: trio.TaskStatus[None]) -> None:
+def _raise_descriptor_limit() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+async def _stop_on_signal(
+    agent: Agent, run: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for _ in signals:
-            await agent.stop(force=not agent.ready)
+            if await agent.stop(force=not agent.ready) == StopStep.NOT_RUNNING:
+                run.cancel()  # QEMU is only being started, and a start that is cancelled leaves none behind
 
 
 def _tell_starter(line: dict[str, object]) -> None:

@@ -62,7 +62,7 @@ async def debian_sources(codename: str) -> list[str]:
 
     Raises `UserError` when Debian's archive keys are not installed, because then no source can be trusted.
     """
-    if not KEYRING.exists():  # noqa: ASYNC240 (one stat of a local file)
+    if not KEYRING.exists():
         raise UserError(
             "Debian's archive keys are not installed, so its packages cannot be verified",
             "install the package debian-archive-keyring",

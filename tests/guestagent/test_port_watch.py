@@ -206,7 +206,7 @@ class ScriptedSource:
 class NobodyKnows(OwnerSearch):
     """Finds no owner and touches no /proc."""
 
-    async def find(self, *_: object) -> dict[int, PortOwner]:  # type: ignore[override]
+    async def find(self, *_: object) -> dict[int, PortOwner]:
         await trio.lowlevel.checkpoint()
         return {}
 
@@ -315,7 +315,7 @@ async def test_the_snapshot_waits_for_a_kernel_that_answers(autojump_clock: trio
 class SlowSearch(OwnerSearch):
     """Needs ten seconds, and names the process by the inode."""
 
-    async def find(self, inodes: object, threads: object = ()) -> dict[int, PortOwner]:  # type: ignore[override]
+    async def find(self, inodes: object, threads: object = ()) -> dict[int, PortOwner]:
         await trio.sleep(10)
         assert isinstance(inodes, set)
         return {inode: PortOwner(f"process {inode}", inode, 0) for inode in inodes}

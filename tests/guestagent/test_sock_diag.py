@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pyroute2.netlink.diag import MarshalDiag
 
-from guestagent import netlink, sock_diag
+from guestagent import netlink
 from guestagent.netlink import KernelDataError
 from guestagent.sock_diag import SocketReader, dump_request
 from guestagent.socket_table import BY_FAMILY, ListeningSocket, SocketState
@@ -180,7 +180,8 @@ def test_what_passes_is_tried_again(
 
 def test_what_does_not_pass_is_read_from_proc_net_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
     listener = socket.create_server(("127.0.0.1", 0))
-    reader = scripted(monkeypatch, *[[interrupted]] * 6, [done], [done])
+    tries: list[list[Callable[[int], bytes]]] = [[interrupted]] * 6
+    reader = scripted(monkeypatch, *tries, [done], [done])
     assert {item.inode for item in reader.read(Protocol.TCP)} == {_inode(listener)}
     assert reader.reason() == ""
     assert reader.read(Protocol.TCP) == frozenset()
@@ -211,7 +212,7 @@ def test_a_kernel_without_sock_diag_is_read_through_proc_net_and_said_so(
 def test_sock_diag_is_tried_again_later(monkeypatch: pytest.MonkeyPatch) -> None:
     reader = scripted(monkeypatch, [refused(errno.ENOENT)], [done], [done])
     reader.read(Protocol.TCP)
-    monkeypatch.setattr(sock_diag.time, "monotonic", lambda: 1e9)
+    monkeypatch.setattr("guestagent.sock_diag.time.monotonic", lambda: 1e9)
     reader.read(Protocol.TCP)
     assert reader.reason() == ""
 

@@ -14,7 +14,7 @@ from hostagent.config.loader import ConfigError, HostDefaults, load_config
 BASE: dict[str, Any] = {"images": [{"location": "/image.qcow2"}]}
 HOST = HostDefaults("x86_64", 2)
 VALUES = {"guestSocket": "/run/a.sock", "hostSocket": "a.sock", "reverse": False, "static": True}
-NEIGHBOURS = {"kernel": {"location": "/k"}, "initrd": {"location": "/i"}, "hostSocket": {"guestPort": 1}}
+NEIGHBOURS: dict[str, dict[str, Any]] = {"kernel": {"location": "/k"}, "initrd": {"location": "/i"}, "hostSocket": {"guestPort": 1}}
 
 
 def named(keys: Mapping[str, LimaKey] = LIMA_KEYS) -> Iterator[tuple[LimaKey | str, ...]]:
@@ -34,7 +34,7 @@ def build(chain: tuple[Any, ...]) -> Any:
     if not chain:
         return "x"
     name, key, *below = chain
-    value = build(tuple(below)) if below else VALUES.get(name, "x")
+    value: Any = build(tuple(below)) if below else VALUES.get(name, "x")
     if key.listed and below:
         value = [{"location": "/image.qcow2", **value}] if name == "images" else [value]
     if name in ("kernel", "initrd"):

@@ -164,7 +164,7 @@ def configs(draw: Any) -> Config:
         memory=draw(st.integers(256 * MIB, 64 * GIB)),
         images=(Image(location="https://host/image", kernel=draw(kernel)), Image(build="debian-13")),
         user=User(uid=draw(st.none() | st.integers(1, 60000)), comment=draw(st.none() | st.just("Zoë"))),
-        ssh=Ssh(load_dot_ssh_pub_keys=draw(st.booleans())),
+        ssh=Ssh(loadDotSSHPubKeys=draw(st.booleans())),
         env=draw(st.dictionaries(st.from_regex(r"[A-Z_]{1,9}", fullmatch=True), st.text("abc é\"'$", max_size=9))),
         port_forwards=tuple(_forward(draw) for _ in range(draw(st.integers(0, 3)))),
     )
@@ -178,4 +178,4 @@ def test_json_round_trip(config: Config) -> None:
 
 def test_a_configuration_does_not_change() -> None:
     with pytest.raises(ValidationError):
-        rule(guestPort=1).guest_port = 2  # type: ignore[misc]
+        rule(guestPort=1).guest_port = 2

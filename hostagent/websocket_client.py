@@ -6,6 +6,7 @@ Thin: it knows HTTP's handshake and WebSocket messages, and nothing of what is i
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -46,6 +47,7 @@ class WebSocketClient:
         self._stream = stream
         self._connection = WSConnection(ConnectionType.CLIENT)
         self._sending = trio.Lock()
+        self._arrived: deque[WebSocketEvent] = deque()
 
     async def handshake(self, target: str) -> None:
         """Become a WebSocket; raises `UserError` when the server refuses, and `ConnectionLostError`."""
@@ -53,18 +55,17 @@ class WebSocketClient:
         refused = False
         body = bytearray()
         while True:
-            for event in await self._events():
-                match event:
-                    case AcceptConnection():
-                        return
-                    case RejectConnection(has_body=False):
-                        raise _refusal(b"")
-                    case RejectConnection():
-                        refused = True
-                    case RejectData(data, body_finished) if refused:
-                        body += data
-                        if body_finished:
-                            raise _refusal(bytes(body))
+            match await self._event():
+                case AcceptConnection():
+                    return
+                case RejectConnection(has_body=False):
+                    raise _refusal(b"")
+                case RejectConnection():
+                    refused = True
+                case RejectData(data, body_finished) if refused:
+                    body += data
+                    if body_finished:
+                        raise _refusal(bytes(body))
 
     async def send(self, message: bytes | str) -> None:
         """Send a message whole; raises `ConnectionLostError`."""
@@ -74,17 +75,16 @@ class WebSocketClient:
         """Whole messages until the server closes; raises `ConnectionLostError`."""
         parts: list[bytes | bytearray | str] = []
         while True:
-            for event in await self._events():
-                match event:
-                    case Message():
-                        parts.append(event.data)
-                        if event.message_finished:
-                            yield "".join(map(str, parts)) if isinstance(event, TextMessage) else _joined(parts)
-                            parts.clear()
-                    case Ping():
-                        await self._send(event.response())
-                    case CloseConnection():
-                        return
+            match event := await self._event():
+                case Message():
+                    parts.append(event.data)
+                    if event.message_finished:
+                        yield "".join(map(str, parts)) if isinstance(event, TextMessage) else _joined(parts)
+                        parts.clear()
+                case Ping():
+                    await self._send(event.response())
+                case CloseConnection():
+                    return
 
     async def close(self) -> None:
         """Say goodbye, and do not wait for the answer."""
@@ -102,15 +102,17 @@ class WebSocketClient:
             except (trio.BrokenResourceError, trio.ClosedResourceError, WebSocketLocalError) as exc:
                 raise ConnectionLostError from exc
 
-    async def _events(self) -> list[WebSocketEvent]:
+    async def _event(self) -> WebSocketEvent:
         try:
-            data = await self._stream.receive_some(_READ)
-            if not data:
-                raise ConnectionLostError
-            self._connection.receive_data(data)
-            return list(self._connection.events())
+            while not self._arrived:
+                data = await self._stream.receive_some(_READ)
+                if not data:
+                    raise ConnectionLostError
+                self._connection.receive_data(data)
+                self._arrived.extend(self._connection.events())
         except (trio.BrokenResourceError, WebSocketError) as exc:
             raise ConnectionLostError from exc
+        return self._arrived.popleft()
 
 
 def _joined(parts: list[bytes | bytearray | str]) -> bytes:

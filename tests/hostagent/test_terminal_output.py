@@ -15,29 +15,31 @@ class FakeTerminal(io.StringIO):
         return True
 
 
-@pytest.fixture
-def on_terminal(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+def pretend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make standard output a terminal; not a fixture, because pytest takes the output back after those."""
     monkeypatch.setattr(sys, "stdout", FakeTerminal())
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "77")
     monkeypatch.delenv("NO_COLOR", raising=False)
-    return monkeypatch
 
 
-def test_a_terminal_has_width_and_colours(on_terminal: pytest.MonkeyPatch) -> None:
+def test_a_terminal_has_width_and_colours(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
     assert terminal_output.width() == 77
     assert terminal_output.colour()
     assert terminal_output.can_redraw()
 
 
 @pytest.mark.parametrize(("variable", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
-def test_the_user_may_want_no_colours(on_terminal: pytest.MonkeyPatch, variable: str, value: str) -> None:
-    on_terminal.setenv(variable, value)
+def test_the_user_may_want_no_colours(monkeypatch: pytest.MonkeyPatch, variable: str, value: str) -> None:
+    pretend(monkeypatch)
+    monkeypatch.setenv(variable, value)
     assert not terminal_output.colour()
 
 
-def test_a_terminal_that_can_do_nothing(on_terminal: pytest.MonkeyPatch) -> None:
-    on_terminal.delenv("TERM")
+def test_a_terminal_that_can_do_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    pretend(monkeypatch)
+    monkeypatch.delenv("TERM")
     assert not terminal_output.can_redraw()
 
 

@@ -8,11 +8,12 @@ import signal
 
 import pytest
 import trio
+import trio.testing
 
 from tests.e2e.server_control import GuestServerError
-from tests.e2e.tiny_guest import GuestDiedError, TinyGuest, tiny_guest
+from tests.e2e.tiny_guest import GuestDiedError, SerialLog, TinyGuest, tiny_guest
 
-pytestmark = pytest.mark.tiny_guest
+pytestmark = [pytest.mark.tiny_guest, pytest.mark.timeout(300)]  # the first run fetches a kernel and freezes
 
 
 async def test_offers_all_that_the_agent_may_use() -> None:
@@ -78,6 +79,19 @@ async def test_a_dead_guest_ends_the_test_with_the_reason_and_leaves_no_process(
         await kill_and_wait()
     with pytest.raises(ProcessLookupError):
         os.kill(pids[0], 0)
+
+
+async def test_a_console_line_is_found_however_it_was_cut() -> None:
+    serial = SerialLog()
+    near, far = trio.testing.memory_stream_one_way_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serial.follow, far)
+        for byte in "tiny guest: bére\r\nready\r\n".encode():
+            await near.send_all(bytes([byte]))
+            await trio.testing.wait_all_tasks_blocked()
+        await serial.wait_for_line("^ready$", seconds=1)
+        await near.aclose()
+    assert serial.text == "tiny guest: bére\nready\n"
 
 
 async def test_a_failure_comes_out_as_it_is_with_the_console_as_a_note() -> None:

@@ -9,6 +9,7 @@ console's last lines when QEMU dies; QEMU is gone when the block ends, and also 
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import os
 import platform
@@ -49,9 +50,10 @@ class SerialLog:
         self._grown = trio.lowlevel.ParkingLot()
 
     async def follow(self, stream: trio.abc.ReceiveStream) -> None:
-        """Read `stream` to its end."""
+        """Read `stream` to its end. Carriage returns go, wherever a chunk ends: a terminal sends one per line."""
+        decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         async for chunk in stream:
-            self.text += chunk.decode(errors="replace").replace("\r\n", "\n")
+            self.text += decoder.decode(chunk).replace("\r", "")
             self._grown.unpark_all()
 
     def tail(self, lines: int = 25) -> str:

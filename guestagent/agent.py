@@ -27,7 +27,7 @@ from guestagent import clock, power
 from guestagent.channel import Channel
 from guestagent.datagram_relay import DatagramRelays
 from guestagent.execution import Execution, Executions
-from guestagent.port_watch import PortWatch
+from guestagent.port_watch import PortSink, PortWatch
 from guestagent.readiness import Readiness
 from guestagent.relay import TcpRelays
 from guestagent.stream_table import StreamTable
@@ -82,7 +82,13 @@ def in_parts(items: Iterable[_Item], size: int) -> Iterator[tuple[_Item, ...]]:
 class GuestAgent:
     """Serves the host at the other end of the virtio port called `channel`; a `PortSink`."""
 
-    def __init__(self, channel: str, version: str, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        channel: str,
+        version: str,
+        nursery: trio.Nursery,
+        watch: Callable[[PortSink], PortWatch] = PortWatch,
+    ) -> None:
         self._connection = connection = Connection(Role.GUEST, introduce(version), random=os.urandom)
         self._nursery = nursery
         self._table = table = StreamTable(connection)
@@ -92,7 +98,7 @@ class GuestAgent:
         self._tcp = TcpRelays(connection, table, self._readiness, nursery, flush)
         self._udp = DatagramRelays(connection, table, self._readiness)
         self._commands = Executions(connection, table, nursery, flush)
-        self._watch = PortWatch(self)
+        self._watch = watch(self)
         self._watching = False
         self._generations = 0
         self._actions: dict[type[Event], Callable[[Any], None]] = {

@@ -137,9 +137,11 @@ def _open_terminal(size: TerminalSize, account: Account) -> _Ends:
 
 def _restore_limits(pid: int) -> None:
     """Give the command what a login would have, not what the agent has: ours is spared when memory runs out."""
-    with contextlib.suppress(OSError):  # it has exited already, or we are not root and have nothing to restore
+    # What fails: it has exited already, or we are not root and have nothing to restore.
+    with contextlib.suppress(OSError):
         if resource.getrlimit(resource.RLIMIT_NOFILE)[0] > _SOFT_FILES:
             hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)[1]
             resource.prlimit(pid, resource.RLIMIT_NOFILE, (_SOFT_FILES, hard))
+    with contextlib.suppress(OSError):
         if Path("/proc/self/oom_score_adj").read_text("ascii") != "0\n":
             Path(f"/proc/{pid}/oom_score_adj").write_text("0", "ascii")

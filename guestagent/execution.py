@@ -157,9 +157,9 @@ class Execution:
 
     def receive_signal(self, name: str) -> None:
         """Send a signal to the command's foreground process group."""
-        number = getattr(signal.Signals, f"SIG{name}", None)
+        number = int(name) if name.isdecimal() else signal.Signals.__members__.get(f"SIG{name}", 0)
         process = self._process
-        if number is None or process is None or process.returncode is not None:
+        if not 0 < number < signal.NSIG or process is None or process.returncode is not None:
             _log.info("signal %s has nobody to go to", name)
             return
         with contextlib.suppress(ProcessLookupError):

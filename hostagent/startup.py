@@ -99,6 +99,7 @@ async def _prepare_alone(paths: InstancePaths, show: Show) -> AsyncIterator[None
     """Wait until no other `up` prepares this instance, and be the one that does."""
     told = False
     while True:
+        paths.directory.mkdir(mode=0o700, exist_ok=True)  # the one that we waited for may have failed, and removed it
         with try_lock(paths.up_lock) as held:
             if held:
                 yield

@@ -1,0 +1,60 @@
+"""`down`: through the host agent where there is one, and without it."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from hostagent import shutdown
+from hostagent.agent_process import start_agent
+from hostagent.errors import UserError
+from hostagent.instance_lock import is_locked, try_lock
+from hostagent.paths import InstancePaths
+from hostagent.shutdown import down
+from tests.fakes.connected_channel import BOUND, eventually
+from tests.fakes.instance_folder import instance_folder
+from tests.fakes.living_qemu import living_qemu
+
+
+@pytest.fixture
+def paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> InstancePaths:
+    monkeypatch.setenv("HOSTAGENT_HOME", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(Path(shutdown.__file__).parents[1]))
+    return instance_folder("web")
+
+
+async def take_down(paths: InstancePaths, *, force: bool) -> tuple[str, list[object]]:
+    """What was needed, and what was shown."""
+    shown: list[dict[str, object]] = []
+    with trio.fail_after(BOUND):
+        step = await trio.to_thread.run_sync(partial(down, paths, force=force, show=shown.append))
+    return step, [line["message"] for line in shown]
+
+
+@pytest.mark.parametrize(("force", "step"), [(False, "guest agent"), (True, "quit")])
+async def test_a_running_instance(paths: InstancePaths, force: bool, step: str) -> None:
+    async with living_qemu(paths) as qemu:
+        await start_agent(paths, lambda _: None)
+        assert await take_down(paths, force=force) == (step, ["stopping web"])
+        await qemu.process.wait()
+        await eventually(lambda: not is_locked(paths.lock))
+
+
+@pytest.mark.parametrize(("force", "step"), [(False, "power button"), (True, "quit")])
+async def test_a_qemu_without_its_host_agent(paths: InstancePaths, force: bool, step: str) -> None:
+    async with living_qemu(paths) as qemu:
+        assert await take_down(paths, force=force) == (step, [])
+        await qemu.process.wait()
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_one_that_does_not_run(paths: InstancePaths, force: bool) -> None:
+    assert await take_down(paths, force=force) == ("not running", [])
+
+
+async def test_a_host_agent_that_does_not_answer_yet(paths: InstancePaths) -> None:
+    with try_lock(paths.lock), pytest.raises(UserError):
+        await take_down(paths, force=False)

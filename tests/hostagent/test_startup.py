@@ -1,0 +1,221 @@
+"""`up`, with a guest that is there already: what is decided, what is left behind, who waits for whom."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import trio
+
+from hostagent import startup
+from hostagent.errors import UserError
+from hostagent.instance_lock import is_locked, try_lock
+from hostagent.paths import InstancePaths
+from hostagent.startup import up
+from tests.fakes.connected_channel import BOUND, eventually
+from tests.fakes.instance_folder import instance_folder
+from tests.fakes.living_qemu import LivingQemu, living_qemu
+
+CONFIG = "images: [{build: debian-12}]\n"
+
+
+@pytest.fixture
+def paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> InstancePaths:
+    monkeypatch.setenv("HOSTAGENT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PYTHONPATH", str(Path(startup.__file__).parents[1]))
+    monkeypatch.chdir(tmp_path)
+    Path("web.yaml").write_text(CONFIG)
+    return InstancePaths.of("web")
+
+
+class Shown:
+    """What an `up` showed."""
+
+    def __init__(self) -> None:
+        self.lines: list[dict[str, object]] = []
+
+    def __call__(self, line: dict[str, object]) -> None:
+        self.lines.append(line)
+
+    def messages(self, kind: str) -> list[str]:
+        return [str(line["message"]) for line in self.lines if line["event"] == kind]
+
+    def phases(self) -> list[str]:
+        return [str(line["phase"]) for line in self.lines if line.get("state") == "done"]
+
+
+async def bring_up(shown: Callable[[dict[str, object]], None], argument: str = "web.yaml") -> InstancePaths:
+    """`up` runs trio by itself, so here it gets a thread."""
+    with trio.fail_after(BOUND):
+        return await trio.to_thread.run_sync(partial(up, argument, name=None, foreground=False, show=shown))
+
+
+async def let_end(qemu: LivingQemu, paths: InstancePaths) -> None:
+    qemu.process.kill()
+    await eventually(lambda: not is_locked(paths.lock))
+
+
+def instance(text: str = CONFIG) -> InstancePaths:
+    paths = instance_folder("web")
+    paths.config.write_text(text)
+    return paths
+
+
+def no_image(*_: object) -> NoReturn:
+    raise UserError("no image can be reached", "look at the network")
+
+
+async def test_a_qemu_without_host_agent_is_taken_over_as_it_is(paths: InstancePaths) -> None:
+    instance("cpus: 1\n" + CONFIG)
+    shown = Shown()
+    async with living_qemu(paths) as qemu:
+        assert await bring_up(shown) == paths
+        assert shown.messages("notice") == ["the QEMU of web runs without a host agent: taking over"]
+        assert shown.phases() == ["validate", "qemu", "hello", "ports"]
+        assert shown.lines[-1] == {"event": "ready", "name": "web"}
+        assert paths.config.read_text() == "cpus: 1\n" + CONFIG, "it is still what the guest runs with"
+        await let_end(qemu, paths)
+
+
+async def test_what_runs_is_left_alone(paths: InstancePaths) -> None:
+    instance()
+    async with living_qemu(paths) as qemu:
+        await bring_up(Shown())
+        again = Shown()
+        await bring_up(again)
+        assert again.messages("notice") == ["web is running already"]
+        assert again.messages("warning") == []
+        assert again.phases() == ["validate"]
+        Path("web.yaml").write_text("cpus: 1\n" + CONFIG)
+        changed = Shown()
+        await bring_up(changed)
+        assert "older configuration" in changed.messages("warning")[0]
+        by_name = Shown()
+        await bring_up(by_name, "web")
+        assert by_name.messages("warning") == []
+        assert qemu.guest.generations == 1
+        await let_end(qemu, paths)
+
+
+async def test_the_second_of_two_waits_and_finds_it_running(paths: InstancePaths) -> None:
+    instance()
+    first, second = Shown(), Shown()
+    async with living_qemu(paths) as qemu:
+        qemu.guest.kill()  # until the second one waits
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(bring_up, first)
+            await eventually(lambda: is_locked(paths.lock))
+            nursery.start_soon(bring_up, second)
+            await eventually(lambda: bool(second.messages("notice")))
+            qemu.guest.restart()
+        assert first.lines[-1]["event"] == "ready"
+        assert second.messages("notice") == [
+            "another `hostagent up` is starting web: waiting for it",
+            "web is running already",
+        ]
+        await let_end(qemu, paths)
+
+
+def test_mistakes_create_nothing(paths: InstancePaths) -> None:
+    Path("web.yaml").write_text("cpus: many\n")
+    shown = Shown()
+    with pytest.raises(UserError):
+        up("web.yaml", name=None, foreground=False, show=shown)
+    assert shown.lines[-1]["state"] == "failed"
+    assert not paths.directory.parent.exists()
+
+
+def test_keys_that_are_not_acted_on_are_warned_of(paths: InstancePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(startup, "prepare", no_image)
+    Path("web.yaml").write_text(CONFIG + "minimumLimaVersion: 1.1.0\n")
+    shown = Shown()
+    with pytest.raises((UserError, ExceptionGroup)):
+        up("web.yaml", name=None, foreground=False, show=shown)
+    assert "minimumLimaVersion" in shown.messages("warning")[0]
+
+
+def user_error(caught: pytest.ExceptionInfo[BaseException]) -> UserError:
+    exc = caught.value
+    while isinstance(exc, BaseExceptionGroup):
+        (exc,) = exc.exceptions
+    assert isinstance(exc, UserError)
+    return exc
+
+
+@pytest.mark.parametrize("foreground", [True, False])
+def test_a_new_instance_that_does_not_come_to_be_leaves_no_trace(
+    paths: InstancePaths, monkeypatch: pytest.MonkeyPatch, foreground: bool
+) -> None:
+    monkeypatch.setattr(startup, "prepare", no_image)
+    with pytest.raises((UserError, ExceptionGroup)) as caught:
+        up("web.yaml", name=None, foreground=foreground, show=Shown())
+    assert user_error(caught).message == "no image can be reached"
+    assert list(paths.directory.parent.iterdir()) == []
+
+
+def test_an_interrupted_one_leaves_no_trace(paths: InstancePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(startup, "prepare", interrupt)
+    with suppress(KeyboardInterrupt, BaseExceptionGroup):
+        up("web.yaml", name=None, foreground=False, show=Shown())
+    assert list(paths.directory.parent.iterdir()) == []
+
+
+@pytest.mark.parametrize("trace", ["folder", "console"])
+def test_an_instance_that_has_been_stays(paths: InstancePaths, monkeypatch: pytest.MonkeyPatch, trace: str) -> None:
+    """Its disk may hold what its user made: the folder was there, or QEMU ran in it."""
+
+    def prepared_and_lost(*_: object) -> NoReturn:
+        if trace == "console":
+            paths.serial_log.touch()
+        no_image()
+
+    if trace == "folder":
+        instance()
+    monkeypatch.setattr(startup, "prepare", prepared_and_lost)
+    with pytest.raises((UserError, ExceptionGroup)):
+        up("web.yaml", name=None, foreground=False, show=Shown())
+    assert paths.directory.is_dir()
+
+
+def test_a_home_that_cannot_be_made(monkeypatch: pytest.MonkeyPatch, paths: InstancePaths) -> None:
+    Path("file").touch()
+    monkeypatch.setenv("HOSTAGENT_HOME", str(Path("file").absolute()))
+    with pytest.raises((UserError, ExceptionGroup)) as caught:
+        up("web.yaml", name=None, foreground=False, show=Shown())
+    assert "cannot be made" in user_error(caught).message
+    assert "HOSTAGENT_HOME" in user_error(caught).hint
+
+
+async def test_one_that_waited_for_one_that_failed_takes_its_place(
+    paths: InstancePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one that fails takes its new folder away, and with it the lock that the other waits for."""
+    attempts = []
+
+    def fail(*_: object) -> NoReturn:
+        attempts.append(is_locked(paths.up_lock))
+        no_image()
+
+    monkeypatch.setattr(startup, "prepare", fail)
+    shown = Shown()
+    paths.directory.mkdir(parents=True)
+    async with trio.open_nursery() as nursery:
+
+        async def second() -> None:
+            with pytest.raises((UserError, ExceptionGroup)) as caught:
+                await bring_up(shown)
+            assert user_error(caught).message == "no image can be reached"
+
+        with try_lock(paths.up_lock):
+            nursery.start_soon(second)
+            await eventually(lambda: bool(shown.messages("notice")))
+            shutil.rmtree(paths.directory)
+    assert attempts == [True]

@@ -29,11 +29,11 @@ CASES = {
     "no sock_diag": (f"{HIDE_SOCK_DIAG}; guestagent", {DUMP: "not compiled", TCP_DESTROY: "", UDP_DESTROY: ""}),
     "no rights": (
         AS_NOBODY,
-        {name: "not permitted" for name in (TRACEFS, KPROBE, NFTABLES, AUDIT)},
+        dict.fromkeys((TRACEFS, KPROBE, NFTABLES, AUDIT), "not permitted"),
     ),
     "nothing": (
         f"{HIDE_TRACEFS}; {HIDE_SOCK_DIAG}; {AS_NOBODY}",
-        {name: "" for name in (TRACEFS, KPROBE, TCP_DESTROY, UDP_DESTROY, NFTABLES, AUDIT, DUMP)},
+        dict.fromkeys((TRACEFS, KPROBE, TCP_DESTROY, UDP_DESTROY, NFTABLES, AUDIT, DUMP), ""),
     ),
 }
 

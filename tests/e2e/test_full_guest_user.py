@@ -1,0 +1,93 @@
+"""A normal user, without root and without /dev/kvm, with an instance beside root's."""
+
+from __future__ import annotations
+
+import pwd
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.test_full_guest import answers
+from tests.e2e.vm import BOOT_SECONDS, CONFIGURATION, Installation, Vm, installation, wait_until
+
+pytestmark = [pytest.mark.full_guest, pytest.mark.timeout(1500)]
+
+USER = "hatester"
+
+
+@pytest.fixture(scope="module")
+def user() -> Iterator[pwd.struct_passwd]:
+    """An account that was made for this and is removed again."""
+    subprocess.run(["useradd", "--create-home", "--shell", "/bin/sh", USER], check=True)
+    try:
+        yield pwd.getpwnam(USER)
+    finally:
+        subprocess.run(["userdel", "--remove", USER], check=True, capture_output=True)
+
+
+def shared_cache(vm: Vm, user: pwd.struct_passwd) -> Path:
+    """The user's own cache, with root's image and guest agent in it: built once is enough."""
+    source = Path(vm.at.environment.get("HOSTAGENT_CACHE") or Path.home() / ".cache" / "hostagent")
+    target = Path(user.pw_dir) / ".cache" / "hostagent"
+    target.mkdir(parents=True)
+    for name in ("images", "guestagent"):
+        subprocess.run(["cp", "-a", "--reflink=auto", source / name, target / name], check=True)
+    subprocess.run(["chown", "-R", f"{user.pw_uid}:{user.pw_gid}", Path(user.pw_dir) / ".cache"], check=True)
+    return target
+
+
+@pytest.fixture(scope="module")
+def theirs(shared_vm: Vm, user: pwd.struct_passwd) -> Iterator[Installation]:
+    """The user's hostagent; the programs are read from this checkout."""
+    cache = shared_cache(shared_vm, user)
+    become = (
+        "setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--inh-caps=-all",
+        "--bounding-set=-all", "env", f"HOME={user.pw_dir}", f"USER={USER}", f"LOGNAME={USER}",
+    )  # fmt: skip
+    with installation(cache=cache, prefix=become, owner=user.pw_uid) as at:
+        yield at
+
+
+def test_all_of_it_works_without_root(shared_vm: Vm, theirs: Installation, user: pwd.struct_passwd) -> None:
+    configuration = theirs.home.with_name("theirs.yaml")
+    configuration.write_text(CONFIGURATION, encoding="utf-8")
+    guest = Vm(theirs, "theirs", configuration)
+    guest.up(BOOT_SECONDS)
+    owners = {process.username() for process in theirs.processes()}
+    assert owners == {USER}
+    assert theirs.run("shell", "--", "id", "-un").strip() == USER
+    assert guest.status()["accelerator"]["name"]
+    with guest.running("python3", "-m", "http.server", "8383"):
+        wait_until(lambda: answers(8383), seconds=30)
+        with guest.running("python3", "-m", "http.server", "79"):
+            wait_until(lambda: (guest.port(79) or {}).get("state") == "denied", seconds=30)
+            port = guest.port(79)
+            assert port is not None
+            assert "ip_unprivileged_port_start=79" in port["reason"]
+        # Two instances want one port: the second is told which instance has it, and gets it when that is gone.
+        with shared_vm.running("python3", "-m", "http.server", "8383"):
+            wait_until(lambda: "theirs" in str((shared_vm.port(8383) or {}).get("reason")), seconds=30)
+            port = shared_vm.port(8383)
+            assert port is not None
+            assert port["state"] == "conflict"
+            assert theirs.document("down")["stopped_by"] == "guest agent"
+            wait_until(lambda: (shared_vm.port(8383) or {}).get("state") == "listening", seconds=10)
+            assert answers(8383)
+
+
+def test_a_home_that_cannot_be_written_is_told(theirs: Installation, tmp_path: Path) -> None:
+    locked = theirs.home.with_name("locked")
+    locked.mkdir(mode=0o555)
+    at = Installation(locked / "home", {**theirs.environment, "HOSTAGENT_HOME": str(locked / "home")}, theirs.prefix)
+    done = at.try_run("up", "default")
+    assert done.returncode == 1
+    assert b"cannot be made" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert list(locked.iterdir()) == []
+    shutil.rmtree(locked)
+    with pytest.raises(OSError):
+        socket.create_connection(("127.0.0.1", 8383), 1).close()

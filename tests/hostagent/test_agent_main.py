@@ -72,15 +72,12 @@ def state(paths: InstancePaths) -> object:
         return None
 
 
-@pytest.mark.parametrize("trouble", ["no plan", "locked"])
-async def test_an_error_is_one_line_and_exit_code_1(paths: InstancePaths, trouble: str) -> None:
-    with try_lock(paths.lock if trouble == "locked" else paths.up_lock):
-        if trouble == "no plan":
-            paths.launch_plan.unlink()
+async def test_a_second_one_says_so_in_one_line_and_exits_with_1(paths: InstancePaths) -> None:
+    with try_lock(paths.lock):
         process = await agent(paths)
         (line,) = await lines(process)
-        assert line.keys() == {"event", "message", "hint"}
-        assert line["event"] == "error"
+        hint = "see `hostagent status web`"
+        assert line == {"event": "error", "message": "web is running already", "hint": hint}
         assert await process.wait() == 1
 
 

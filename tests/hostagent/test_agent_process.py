@@ -78,15 +78,6 @@ async def test_its_error_is_the_starts_error(paths: InstancePaths) -> None:
     assert "hostagent up" in caught.value.hint
 
 
-async def test_one_that_is_there_already(paths: InstancePaths) -> None:
-    async with living_qemu(paths) as qemu:
-        process, _ = await started(paths)
-        with pytest.raises(UserError, match="web is running already"):
-            await started(paths)
-        qemu.process.kill()
-        await process.wait()
-
-
 async def test_last_words_of_one_that_died(
     paths: InstancePaths, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

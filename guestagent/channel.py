@@ -70,9 +70,11 @@ class Port:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
+        self.unplugged = False
+        """Whether the device itself is gone, and not only the host."""
         self._rest = [bytearray(_BUFFER) for _ in range(_BUFFERS - 1)]
         self._hangup = select.poll()
-        self._hangup.register(descriptor, select.POLLIN)
+        self._hangup.register(descriptor, 0)  # a hang-up always counts (poll(2))
         self._changes = select.epoll()
         self._changes.register(descriptor, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET)
 
@@ -91,6 +93,7 @@ class Port:
             first = os.read(self._descriptor, _BUFFER)
         except OSError as exc:
             if exc.errno in _GONE:
+                self.unplugged = exc.errno == errno.ENODEV
                 return b""
             raise
         if len(first) < _BUFFER:
@@ -111,15 +114,12 @@ class Port:
                 raise BlockingIOError from exc
             raise
 
-    async def host_is_there(self) -> bool:
-        """Return once the host's end is open; False when the port itself is gone."""
+    async def host_is_there(self) -> None:
+        """Return once the host's end is open."""
         while True:
             self._changes.poll(0)  # before looking, so that no change falls in between
-            events = dict(self._hangup.poll(0)).get(self._descriptor, 0)
-            if not events & select.POLLHUP:
-                return True
-            if not events & select.POLLIN:  # unplugged: the driver says hung up, and no longer that a read returns
-                return False
+            if not any(events & select.POLLHUP for _descriptor, events in self._hangup.poll(0)):
+                return
             with trio.move_on_after(AWAY_TICK):
                 await trio.lowlevel.wait_readable(self._changes)
 
@@ -147,15 +147,18 @@ def open_port(name: str) -> Port | None:
         return None
     try:
         if stat.S_ISSOCK(path.stat().st_mode):
-            sock = socket.socket(socket.AF_UNIX)
-            sock.connect(str(path))
-            sock.setblocking(False)
-            return Port(sock.detach())
+            return Port(_connect(path))
         return Port(os.open(path, os.O_RDWR | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC))
     except OSError as exc:
         if exc.errno in _NOT_THERE:
             return None
         raise
+
+
+def _connect(path: Path) -> int:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
+        sock.connect(str(path))
+        return sock.detach()
 
 
 def _listen_for_devices() -> socket.socket | None:
@@ -233,13 +236,14 @@ class Channel:
     async def _serve(self, port: Port) -> None:
         """One open port, until it is of no use any more: a socket or terminal whose other end is gone."""
         reusable = stat.S_ISCHR(os.fstat(port.fileno()).st_mode) and not os.isatty(port.fileno())
-        while await port.host_is_there():
+        while True:
+            await port.host_is_there()
             _log.info("the host is there")
             try:
                 await self._talk(port)
             except* PeerAwayError:
                 _log.info("the host is away")
-            if not reusable:
+            if port.unplugged or not reusable:
                 return
 
     async def _talk(self, port: Port) -> None:

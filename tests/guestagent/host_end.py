@@ -140,6 +140,8 @@ class HostEnd:
         self.messages: list[Message] = []
         self.generations = 0
         self.guest: Hello | None = None
+        self.last_end = ""
+        self.agent_scope = trio.CancelScope()
         self._news = trio.Event()
         self._cut = trio.CancelScope()
 
@@ -215,6 +217,7 @@ class HostEnd:
                 self.generations += 1
                 self.guest = event.peer
             elif isinstance(event, GenerationEnded):
+                self.last_end = event.reason
                 self.streams.clear()
             elif isinstance(event, StreamMessage):
                 assert not isinstance(event, Open), "the guest opens nothing"
@@ -229,6 +232,11 @@ class HostEnd:
             stream.room.set()
 
 
+async def _run(agent: GuestAgent, scope: trio.CancelScope) -> None:
+    with scope:
+        await agent.run()
+
+
 @asynccontextmanager
 async def guest_and_host(folder: Path) -> AsyncIterator[tuple[GuestAgent, HostEnd]]:
     """An agent that watches ports by its tick alone, connected to a host, in its first generation."""
@@ -241,7 +249,7 @@ async def guest_and_host(folder: Path) -> AsyncIterator[tuple[GuestAgent, HostEn
             host = HostEnd(listener)
             agent = GuestAgent(str(path), "1.2.3", nursery, lambda sink: PortWatch(sink, sources=()))
             nursery.start_soon(host.run)
-            nursery.start_soon(agent.run)
+            nursery.start_soon(_run, agent, host.agent_scope)
             await host.generation(1)
             yield agent, host
             nursery.cancel_scope.cancel()

@@ -131,9 +131,11 @@ async def test_a_connection_that_breaks_off_is_no_end(tmp_path: Path) -> None:
 async def test_garbage_after_the_handshake(tmp_path: Path) -> None:
     async def script(server: Server) -> None:
         await server.send(AcceptConnection())
+        assert await server.next() == TextMessage("now")
         await server.stream.send_all(b"\xff" * 100)
 
     async with client_of(script, tmp_path) as client:
+        await client.send("now")
         with pytest.raises(ConnectionLostError):
             await anext(client.messages())
 

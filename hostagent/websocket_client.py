@@ -72,7 +72,7 @@ class WebSocketClient:
         await self._send(BytesMessage(message) if isinstance(message, bytes) else TextMessage(message))
 
     async def messages(self) -> AsyncIterator[bytes | str]:
-        """Whole messages until the server closes; raises `ConnectionLostError`."""
+        """Whole messages until the server closes, or breaks the rules of WebSockets; raises `ConnectionLostError`."""
         parts: list[bytes | bytearray | str] = []
         while True:
             match event := await self._event():

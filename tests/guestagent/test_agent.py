@@ -35,6 +35,13 @@ async def snapshot(host: HostEnd) -> set[Port]:
     return await host.until(whole)
 
 
+async def settled(host: HostEnd) -> None:
+    """Forget what the first generation began with, once all of it is there."""
+    await snapshot(host)
+    await host.message(Status)
+    host.messages.clear()
+
+
 def ports(count: int) -> frozenset[Port]:
     return frozenset(Port(Protocol.TCP, "127.0.0.1", number) for number in range(1, count + 1))
 
@@ -65,7 +72,7 @@ async def test_a_generation_begins_with_all_ports_and_the_status(both: tuple[Gue
         with trio.fail_after(10):
             while port not in guest._watch.ports:
                 await trio.testing.wait_all_tasks_blocked(0.01)
-        host.messages.clear()
+        await settled(host)
         host.cut()
         assert port in await snapshot(host)
         status = await host.message(Status)
@@ -81,7 +88,7 @@ async def test_the_owners_that_are_known_follow_the_ports(both: tuple[GuestAgent
         port = Port(Protocol.TCP, "127.0.0.1", server.getsockname()[1])
         await host.until(lambda: next((True for said in host.messages if isinstance(said, PortOwners)
                                        and port in dict(said.owners)), None))  # fmt: skip
-        host.messages.clear()
+        await settled(host)
         host.cut()
         owners = dict((await host.message(PortOwners)).owners)
     assert owners[port].pid == os.getpid()
@@ -122,7 +129,7 @@ async def test_more_ports_than_allowed_are_left_out(
     guest, host = both
     many = frozenset(Port(Protocol.TCP, "127.0.0.1", number) for number in range(1, MAX_PORTS + 10))
     monkeypatch.setattr(type(guest._watch), "ports", many)
-    host.messages.clear()
+    await settled(host)
     host.cut()
     assert len(await snapshot(host)) == MAX_PORTS
 

@@ -1,8 +1,8 @@
 """Servers inside a guest, on command: what the tests point the forwarder at.
 
 Runs anywhere with the standard library alone: frozen in the tiny guest, with the distribution's python3 in a full one.
-Requests come as one JSON object per line and each gets one answer line, over a virtio-serial port (`--control PATH`) or
-over stdin and stdout. The control line never uses what is under test, so a broken relay cannot hide behind it.
+Requests come as one JSON object per line and each gets one answer line, over a virtio-serial port (`--control PATH`), a
+TCP connection (`--listen PORT`) or stdin and stdout. The control line never uses what is under test, so a broken relay cannot hide behind it.
 
 Requests, with the fields besides `do` (answers have `ok`, or `error` with an errno name and `message`):
     hello                            pid
@@ -294,15 +294,27 @@ def port_lines(port: int) -> Iterator[bytes]:
         yield from whole
 
 
+def serve_control(listener: socket.socket) -> None:
+    while True:
+        connection, _ = listener.accept()
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with connection, connection.makefile("rb") as lines:
+            for line in lines:
+                connection.sendall(answer(line))
+
+
 def main() -> int:
-    """Serve requests until stdin ends, or for ever on a virtio-serial port."""
+    """Serve requests until stdin ends, or for ever on a virtio-serial port or a TCP port."""
     parser = argparse.ArgumentParser(description="Servers inside a guest, on command.")
     parser.add_argument("--control", type=Path, help="virtio-serial port for the requests (default: stdin, stdout)")
+    parser.add_argument("--listen", type=int, metavar="PORT", help="TCP port for the requests, one client at a time")
     parser.add_argument("--self-test", action="store_true", help="check that this build can run, and exit")
     arguments = parser.parse_args()
     if arguments.self_test:
         return 0 if json.loads(answer(b'{"do": "hello"}'))["ok"] else 1
-    if arguments.control is None:
+    if arguments.listen is not None:
+        serve_control(socket.create_server(("0.0.0.0", arguments.listen)))
+    elif arguments.control is None:
         for line in sys.stdin.buffer:
             sys.stdout.buffer.write(answer(line))
             sys.stdout.buffer.flush()

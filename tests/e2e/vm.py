@@ -196,7 +196,7 @@ def leftovers(at: Installation) -> Sequence[str]:
 def installation(*, cache: Path | None = None, prefix: tuple[str, ...] = (), owner: int = 0) -> Iterator[Installation]:
     """A hostagent with an empty home; gone, with all its instances, when the block ends."""
     # Short: the path of a socket in it must fit sun_path.
-    folder = Path(tempfile.mkdtemp(prefix="ha-", dir="/tmp"))
+    folder = Path(tempfile.mkdtemp(prefix="vm-", dir="/tmp"))
     home = folder / "h"
     os.chown(folder, owner, owner)
     environment = {**os.environ, "HOSTAGENT_HOME": str(home), "NO_COLOR": "1"}

@@ -25,6 +25,9 @@ from protocol.stream_messages import SocketTarget, StreamKind
 from protocol.streams import Stream
 
 PATIENCE = 5.0
+DIAL_BOUND = 15.0
+"""Seconds that the guest may take to answer an OPEN. Its own bound on a dial is 10."""
+
 DESCRIPTOR_PAUSE = 0.1
 _OUT_OF_RESOURCES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -40,6 +43,7 @@ class TcpConnection(StreamHandler):
         self._scope = trio.CancelScope()
         self._stream: Stream | None = None
         self._relay: SocketRelay | None = None
+        self._answered = trio.Event()
         self._reset = True
         self._counted = 0
 
@@ -51,6 +55,7 @@ class TcpConnection(StreamHandler):
             return
         self._traffic.connections += 1
         self._traffic.connections_total += 1
+        self._nursery.start_soon(self._run, self._stream)
         self._channel.flush()
 
     def opened(self) -> None:
@@ -63,18 +68,28 @@ class TcpConnection(StreamHandler):
             flush=self._flush,
             finish=self._finish,
         )
-        self._nursery.start_soon(self._run, self._relay)
+        self._answered.set()
 
-    async def _run(self, relay: SocketRelay) -> None:
+    async def _run(self, stream: Stream) -> None:
         try:
             with self._scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(relay.write)
-                    await relay.read()
+                with trio.move_on_after(DIAL_BOUND):
+                    await self._answered.wait()
+                if self._relay is not None:
+                    await self._serve(self._relay)
         finally:
-            relay.abandon("the forwarder stopped")
+            if self._relay is not None:
+                self._relay.abandon("the forwarder stopped")
+            else:
+                self._channel.connection.send_reset(stream, "the guest did not answer in time")
+                self._channel.flush()
             # Only now: the tasks above wait for this descriptor, and its number must not be used again meanwhile.
-            self._over()
+            self._over(stream)
+
+    async def _serve(self, relay: SocketRelay) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay.write)
+            await relay.read()
 
     def _flush(self) -> None:
         assert self._relay is not None
@@ -88,7 +103,7 @@ class TcpConnection(StreamHandler):
 
     def refused(self, error: str, reason: str) -> None:
         self._traffic.connections_refused += 1
-        self._over()
+        self._answered.set()
 
     def receive_data(self, payload: bytes) -> None:
         self._traffic.bytes_to_host += len(payload)
@@ -103,15 +118,14 @@ class TcpConnection(StreamHandler):
         if self._relay is not None:
             self._relay.receive_reset()
         else:
-            self._over()
+            self._answered.set()
 
     def unpaused(self) -> None:
         if self._relay is not None:
             self._relay.unpaused()
 
-    def _over(self) -> None:
-        assert self._stream is not None
-        self._channel.forget(self._stream, self)
+    def _over(self, stream: Stream) -> None:
+        self._channel.forget(stream, self)
         self._traffic.connections -= 1
         if self._reset:
             abort(self._client)

@@ -297,6 +297,17 @@ async def test_a_client_that_leaves_while_the_guest_is_dialled(tmp_path: Path, p
         await through.guest.streams_over()
 
 
+async def test_a_guest_that_does_not_answer_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tcp_listener, "DIAL_BOUND", 0.05)
+    async with tunnel(tmp_path) as through:
+        through.guest.answers = False
+        async with await through.connect() as client:
+            await expect_reset(client)
+        await through.guest.opens(1)
+        await through.guest.streams_over()
+        assert through.traffic.connections == 0
+
+
 @pytest.mark.parametrize("dialled", [True, False])
 async def test_a_lost_channel_is_a_reset_for_both_ends(tmp_path: Path, dialled: bool) -> None:
     async with tunnel(tmp_path) as through:

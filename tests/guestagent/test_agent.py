@@ -137,10 +137,10 @@ async def test_more_ports_than_allowed_are_left_out(
 async def test_status_is_answered_and_counts(both: tuple[GuestAgent, HostEnd]) -> None:
     _guest, host = both
     with socket.create_server(("127.0.0.1", 0)) as server:
+        await settled(host)
         await host.tcp(server.getsockname()[1]).opened()
-    host.messages.clear()
-    host.say(StatusRequest())
-    counters = dict((await host.message(Status)).counters)
+        host.say(StatusRequest())
+        counters = dict((await host.message(Status)).counters)
     assert (counters["streams"], counters["tcp connections"]) == (1, 1)
 
 

@@ -15,7 +15,7 @@ import trio.testing
 
 from guestagent import relay
 from guestagent.relay import destination, error_name
-from protocol.limits import STREAM_WINDOW
+from protocol.limits import SEND_QUEUE, STREAM_WINDOW
 from protocol.stream_messages import EndOfData, Reset, SocketTarget
 from tests.guestagent.host_end import BOUND, HostEnd, HostStream, guest_and_host
 
@@ -179,7 +179,7 @@ async def test_a_server_that_finished_while_the_host_did_not_read_costs_no_cpu(h
         stream = await host.tcp(server.port, reads=False).opened()
         conversation = await server.accept()
         stream.send_end()
-        size = STREAM_WINDOW + 400_000
+        size = STREAM_WINDOW + SEND_QUEUE + 40_000  # the last part stays in the socket
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.SocketStream(conversation).send_all, bytes(size))
             await host.until(lambda: True if len(stream.output()) == STREAM_WINDOW else None)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -75,3 +75,32 @@ async def exchange(client: trio.socket.SocketType, datagram: bytes, seconds: flo
     with trio.fail_after(seconds):
         await client.send(datagram)
         return await client.recv(1 << 17)
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float) -> None:
+    """Look until `condition` holds; `TooSlowError` after `seconds`. For what is seen from outside, without an event."""
+    with trio.fail_after(seconds):
+        while not await condition():  # noqa: ASYNC110
+            await trio.sleep(0.002)
+
+
+async def receive_until_reset(client: trio.socket.SocketType, received: trio.Event) -> bool:
+    """Receive zeroes; True at a reset, False at an end. Fails on any other byte."""
+    try:
+        while data := await client.recv(1 << 18):
+            assert not data.strip(b"\0")
+            received.set()
+    except ConnectionResetError:
+        return True
+    return False
+
+
+async def send_until_reset(client: trio.socket.SocketType, size: int, sent: trio.Event) -> bool:
+    """Send `size` zeroes; True when a reset came before."""
+    try:
+        for _ in range(size >> 18):
+            await send_all(client, bytes(1 << 18))
+            sent.set()
+    except ConnectionError:
+        return True
+    return False

@@ -2,7 +2,8 @@
 
 Runs anywhere with the standard library alone: frozen in the tiny guest, with the distribution's python3 in a full one.
 Requests come as one JSON object per line and each gets one answer line, over a virtio-serial port (`--control PATH`), a
-TCP connection (`--listen PORT`) or stdin and stdout. The control line never uses what is under test, so a broken relay cannot hide behind it.
+TCP connection (`--listen PORT`) or stdin and stdout. The control line need not use what is under test, so a broken
+relay cannot hide behind it.
 
 Requests, with the fields besides `do` (answers have `ok`, or `error` with an errno name and `message`):
     hello                            pid

@@ -74,7 +74,8 @@ def shared_guest(agent_command: str = "guestagent") -> Iterator[SharedGuest]:
 
     with ThreadPoolExecutor(1, thread_name_prefix="tiny-guest") as executor:
         life = executor.submit(trio.run, live)
-        wait([booted, life], return_when=FIRST_COMPLETED)
+        either: list[Future[Any]] = [booted, life]
+        wait(either, return_when=FIRST_COMPLETED)
         if not booted.done():
             life.result()  # raises what ended it
         guest, token, stop = booted.result()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import pytest
 import trio
 
 from hostagent.forwards import ForwardState
 from protocol.ports import Protocol
-from tests.e2e.clients import exchange, receive_to_end, tcp_client, udp_client
+from tests.e2e.clients import eventually, exchange, receive_to_end, tcp_client, udp_client
 from tests.e2e.host_side import HostSide
 from tests.e2e.shared_guest import SharedGuest
 
@@ -45,13 +46,9 @@ async def test_a_tcp_port_is_usable_soon_after_listen_and_refused_soon_after_clo
 ) -> None:
     for _ in range(5):
         port = await tiny.server.tcp("banner", "127.0.0.1", next(NUMBERS))
-        with trio.fail_after(SOON):
-            while not await _says_hello(port):
-                await trio.sleep(0.001)
+        await eventually(partial(_says_hello, port), SOON)
         await tiny.server.close(port)
-        with trio.fail_after(SOON):
-            while not await _refused(port):
-                await trio.sleep(0.001)
+        await eventually(partial(_refused, port), SOON)
 
 
 async def test_a_udp_port_is_usable_soon_after_bind_and_gone_soon_after_close(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from functools import partial
 
 import pytest
 import trio
 
+from hostagent.forwards import Traffic
 from protocol.ports import Port, Protocol
-from tests.e2e.clients import LOOPBACKS, exchange, udp_client
+from tests.e2e.clients import LOOPBACKS, eventually, exchange, udp_client
 from tests.e2e.host_side import HostSide
 from tests.e2e.shared_guest import SharedGuest
 
@@ -58,6 +60,11 @@ async def test_a_server_that_connects_to_its_client_goes_on_answering(tiny: Shar
     await host.gone(port, protocol=Protocol.UDP)
 
 
+async def _had_flows(traffic: Traffic, count: int) -> bool:
+    """Whether `count` flows have been, and none is."""
+    return traffic.connections_total == count and not traffic.connections
+
+
 async def test_an_unreachable_port_ends_the_flow_and_the_next_datagram_begins_another(
     tiny: SharedGuest, host: HostSide
 ) -> None:
@@ -68,9 +75,7 @@ async def test_an_unreachable_port_ends_the_flow_and_the_next_datagram_begins_an
     async with udp_client(number) as client:
         for flows in range(1, 4):
             await client.send(b"anybody?")
-            with trio.fail_after(10):
-                while forward.traffic.connections_total < flows or forward.traffic.connections:
-                    await trio.sleep(0.005)
+            await eventually(partial(_had_flows, forward.traffic, flows), 10)
         await tiny.server.udp("echo", "127.0.0.1", number)
         assert await exchange(client, b"now?") == b"now?"
     await tiny.server.close(number)

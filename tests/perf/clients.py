@@ -23,7 +23,6 @@ LIMIT = 10.0
 """Seconds after which a latency counts as this much."""
 
 
-
 class Control:
     """The host's end of a guest_server.py, blocking."""
 

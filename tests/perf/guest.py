@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO, cast
 
 from tests.e2e.vm import CONFIGURATION, IMAGE_SECONDS, Vm, installation
 from tests.perf.clients import Control
@@ -79,17 +79,13 @@ def connect_control(host_port: int) -> tuple[socket.socket, Control]:
             line = socket.create_connection(("127.0.0.1", host_port), 10)
             line.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             line.settimeout(120)
-            control = Control(_file(line, "wb"), _file(line, "rb"))
+            control = Control(cast("BinaryIO", line.makefile("wb")), line.makefile("rb"))
             control.ask("hello")
             return line, control
         except (OSError, ValueError):
             if time.monotonic() > deadline:
                 raise
             time.sleep(1)
-
-
-def _file(line: socket.socket, mode: str) -> IO[bytes]:
-    return line.makefile(mode)  # type: ignore[call-overload, no-any-return]
 
 
 @contextmanager

@@ -44,6 +44,9 @@ from protocol.messages import (
 from protocol.ports import Port
 from protocol.stream_messages import CommandTarget
 
+REFRESH_BOUND = 1.0
+"""Seconds that `status` waits for the guest's own report; what was known before is shown otherwise."""
+
 ANSWER_BOUND = 5.0
 """Seconds that whoever asked for the stop has to hear that it is done."""
 
@@ -83,6 +86,7 @@ class Agent:
         self._answered.set()
         self._peer: Hello | None = None
         self._guest_status: Status | None = None
+        self._guest_answered = trio.Event()
         self._trouble = ""
         self._snapshot: set[Port] = set()
 
@@ -243,6 +247,7 @@ class Agent:
                 self._forwarder.name_owners(message.owners)
             case Status():
                 self._guest_status = message
+                self._guest_answered.set()
             case _:
                 pass  # what only a guest is told
 
@@ -284,9 +289,15 @@ class Agent:
         """All forwards, in the order of their guest ports."""
         return self._forwarder.forwards
 
+    async def refresh(self) -> None:
+        """Ask the guest how it is doing, and wait a little for the answer."""
+        self._guest_answered = trio.Event()
+        if self._channel.send(StatusRequest()):
+            with trio.move_on_after(REFRESH_BOUND):
+                await self._guest_answered.wait()
+
     def status(self) -> dict[str, object]:
         """The JSON of `hostagent status`."""
-        self._channel.send(StatusRequest())  # for the next time: an answer is not waited for
         plan, peer, guest = self._plan, self._peer, self._guest_status
         state = instance_state(
             qemu_runs=not self._exited.is_set(),

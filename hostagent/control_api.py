@@ -147,6 +147,7 @@ class _Handlers:
         self._instance = instance
 
     async def status(self, request: Request) -> Response:
+        await self._instance.refresh()
         return JSONResponse(self._instance.status())
 
     async def ports(self, request: Request) -> Response:

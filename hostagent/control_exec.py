@@ -7,7 +7,7 @@ read slows the command and nothing else; a client that goes away takes its comma
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final, NoReturn
 
@@ -164,6 +164,5 @@ class _Session:
             async for name, data in output:
                 await self._client.send(Output(data) if name == "stdout" else ErrorOutput(data))
         finally:
-            if isinstance(output, AsyncGenerator):
-                await output.aclose()  # left to the garbage collector, it would end at any time
+            await output.aclose()  # left to the garbage collector, it would end at any time
         return Exited(self._execution.status)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -26,7 +26,7 @@ class Execution(Protocol):
     def send_signal(self, name: str) -> None:
         """Send a signal (without SIG) to the command's process group."""
 
-    def output(self) -> AsyncIterator[tuple[str, bytes]]:
+    def output(self) -> AsyncGenerator[tuple[str, bytes], None]:
         """("stdout" | "stderr", bytes) until both have ended. Ask for the end afterwards."""
 
     @property
@@ -40,6 +40,9 @@ class RunningInstance(Protocol):
     @property
     def events(self) -> EventLog:
         """What happened, and what happens."""
+
+    async def refresh(self) -> None:
+        """Ask the guest how it is doing, and wait a bounded time for the answer; `status` then knows."""
 
     def status(self) -> dict[str, object]:
         """State, phases, guest, accelerator, sources, counters: the JSON of `hostagent status`."""

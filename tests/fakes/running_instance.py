@@ -10,7 +10,7 @@ import signal
 import struct
 import subprocess
 import termios
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -49,6 +49,9 @@ class FakeInstance:
         self.left = 0
         """Commands whose context was left."""
         self.first_left = trio.Event()
+
+    async def refresh(self) -> None:
+        await trio.lowlevel.checkpoint()
 
     def status(self) -> dict[str, object]:
         return {"state": "running", "qemu_pid": 4711, "accelerator": {"name": "tcg", "reason": "no KVM"}, "sources": []}
@@ -145,14 +148,14 @@ class FakeExecution:
         # Reading a terminal's near end says EIO once its far end is closed (pty(7)).
         with contextlib.suppress(trio.BrokenResourceError):
             while data := await stream.receive_some(32_768):
-                await self._give.send((name, data))
+                await self._give.send((name, bytes(data)))
 
     async def send_input(self, data: bytes) -> None:
         await self._input.send_all(data)
 
     def end_input(self) -> None:
         if self.process.stdin is not None:
-            self.process.stdin.close()
+            self.process.stdin.close()  # type: ignore[attr-defined]  # an FdStream, which trio calls a SendStream
 
     def resize(self, size: TerminalSize) -> None:
         self.sizes.append(size)
@@ -163,7 +166,7 @@ class FakeExecution:
         self.signals.append(name)
         os.killpg(self.process.pid, signal.Signals[f"SIG{name}"])
 
-    async def output(self) -> AsyncIterator[tuple[str, bytes]]:
+    async def output(self) -> AsyncGenerator[tuple[str, bytes], None]:
         async for piece in self._take:
             yield piece
 

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -27,7 +27,7 @@ def instance(**changes: Any) -> Instance:
         directory="/h/box",
         error="",
     )
-    return Instance(**{**shape, **changes})
+    return cast("Instance", {**shape, **changes})
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from hostagent import commands_logs
 from hostagent.commands_logs import tail
 from tests.fakes.command_line import BOUND, run, running
 from tests.fakes.served_instance import served_in_thread
@@ -45,7 +44,7 @@ def test_a_log_that_is_not_there_yet(home: Path) -> None:
 def test_following_goes_on_with_what_is_added_and_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "log"
     path.write_text("1\n2\n3")
-    steps = iter(
+    steps: Iterator[Callable[[], object]] = iter(
         [
             lambda: path.write_text("1\n2\n3 and a half\n4\nunfinished"),
             lambda: path.rename(tmp_path / "log.1"),
@@ -65,7 +64,7 @@ def test_following_goes_on_with_what_is_added_and_replaced(tmp_path: Path, monke
             raise Done
         step()
 
-    monkeypatch.setattr(commands_logs.time, "sleep", instead_of_sleeping)
+    monkeypatch.setattr("hostagent.commands_logs.time.sleep", instead_of_sleeping)
     seen: list[str] = []
     with pytest.raises(Done):
         seen.extend(tail(path, 2, follow=True))

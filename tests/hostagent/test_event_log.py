@@ -113,7 +113,7 @@ async def test_a_traceback_is_kept_and_bounded(tmp_path: Path) -> None:
     log = EventLog()
     with log.written_to(tmp_path / "agent.log"):
         try:
-            {}["x" * 3 * MAX_TEXT]
+            dict[str, int]()["x" * 3 * MAX_TEXT]
         except KeyError:
             logging.getLogger("somewhere").exception("y" * 3 * MAX_TEXT)
     fields = log.recorded(0)[0].fields

@@ -14,7 +14,11 @@ from hostagent.config.loader import ConfigError, HostDefaults, load_config
 BASE: dict[str, Any] = {"images": [{"location": "/image.qcow2"}]}
 HOST = HostDefaults("x86_64", 2)
 VALUES = {"guestSocket": "/run/a.sock", "hostSocket": "a.sock", "reverse": False, "static": True}
-NEIGHBOURS: dict[str, dict[str, Any]] = {"kernel": {"location": "/k"}, "initrd": {"location": "/i"}, "hostSocket": {"guestPort": 1}}
+NEIGHBOURS: dict[str, dict[str, Any]] = {
+    "kernel": {"location": "/k"},
+    "initrd": {"location": "/i"},
+    "hostSocket": {"guestPort": 1},
+}
 
 
 def named(keys: Mapping[str, LimaKey] = LIMA_KEYS) -> Iterator[tuple[LimaKey | str, ...]]:

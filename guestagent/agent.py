@@ -92,9 +92,9 @@ class GuestAgent:
         self._connection = connection = Connection(Role.GUEST, introduce(version), random=os.urandom)
         self._nursery = nursery
         self._table = table = StreamTable(connection)
-        self._channel = Channel(channel, connection, dispatch=self.dispatch, unpaused=table.unpaused)
+        self._readiness = Readiness(settled=self.flush, failed=table.failed)
+        self._channel = Channel(channel, connection, self._readiness, dispatch=self.dispatch, unpaused=table.unpaused)
         flush = self._channel.flush
-        self._readiness = Readiness(settled=flush, failed=table.failed)
         self._tcp = TcpRelays(connection, table, self._readiness, nursery, flush)
         self._udp = DatagramRelays(connection, table, self._readiness)
         self._commands = Executions(connection, table, nursery, flush)
@@ -127,6 +127,10 @@ class GuestAgent:
                 gc.freeze()
                 await self._channel.run()
         raise AssertionError("the channel is served until cancelled")
+
+    def flush(self) -> None:
+        """Write what was said."""
+        self._channel.flush()
 
     def dispatch(self, events: list[Event]) -> None:
         """Act on what the host said."""

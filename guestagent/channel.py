@@ -26,6 +26,7 @@ from typing import NoReturn
 
 import trio
 
+from guestagent.readiness import Readiness
 from protocol.connection import Connection, Event
 from protocol.link import Link, PeerAwayError
 from protocol.waits import Event as Happening
@@ -201,6 +202,25 @@ def _drain(devices: socket.socket) -> None:
         pass
 
 
+class _Reader:
+    """Reads the port when it is ready, until that ends for a `reason`."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self.over = trio.Event()
+        self.reason: Exception = PeerAwayError()
+
+    def ready(self, events: int) -> None:
+        """Something came, or the host went away."""
+        if self.over.is_set():
+            return
+        try:
+            self._link.read_turn()
+        except Exception as exc:  # not a stream's bug: it ends the agent where `over` is waited for
+            self.reason = exc
+            self.over.set()
+
+
 class Channel:
     """Keeps `connection` talking through the port called `name`, whatever the host does."""
 
@@ -208,12 +228,14 @@ class Channel:
         self,
         name: str,
         connection: Connection,
+        readiness: Readiness,
         *,
         dispatch: Callable[[list[Event]], None],
         unpaused: Callable[[int], None],
     ) -> None:
         self._name = name
         self._connection = connection
+        self._readiness = readiness
         self._dispatch = dispatch
         self._unpaused = unpaused
         self._link: Link | None = None
@@ -249,14 +271,18 @@ class Channel:
     async def _talk(self, port: Port) -> None:
         connection = self._connection
         self._link = link = Link(connection, port, WAITS, self._dispatch, self._unpaused)
+        reader = _Reader(link)
         connection.connected(trio.current_time())
         try:
             link.flush()
+            self._readiness.register(port.fileno(), select.EPOLLIN, reader)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(link.write)
                 nursery.start_soon(link.keep_time)
-                await link.read()
+                await reader.over.wait()
+                raise reader.reason
         finally:
+            self._readiness.unregister(port.fileno())
             self._link = None
             self._dispatch(connection.disconnected("the host is away"))
             self._take_leave(port)

@@ -1,8 +1,14 @@
 """Many descriptors, one task: calls back whatever of them became ready, then lets the channel write once.
 
+The channel's own port is one of them, so a message from the host and the answer to it pass through here alone.
+
 trio's own way, a task per descriptor that waits in `wait_readable`, costs a task switch and two epoll_ctl calls for
 each message, and two tasks to start and end for each connection. Under emulation that is most of the work of a short
 connection. An epoll set is itself readable while something in it is ready (epoll(7)), so trio waits for the set alone.
+
+While something happens, more is about to: the program that was just given bytes answers. So before trio gets its turn,
+the set is waited for once more, for `LINGER` at the most, and all in all for `TURN`. What else waits in trio is that
+much later, and only while bytes flow.
 
 What is ready is level-triggered: a callback may leave data behind, others then get their turn first. A callback that
 raises ends its own stream and nothing else.
@@ -12,20 +18,25 @@ from __future__ import annotations
 
 import contextlib
 import select
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterable
+from time import monotonic
+from typing import Any, NoReturn
 from typing import Protocol as Seam
 
 import trio
 
-from guestagent.stream_table import StreamHandler
-
 _BATCH = 64
 """Descriptors served before the channel gets its turn."""
 
+LINGER = 0.001
+"""Seconds that the set is waited for after something happened: epoll_wait(2) counts in milliseconds."""
 
-class Pollable(StreamHandler, Seam):
-    """The handler of a stream that waits for a descriptor."""
+TURN = 0.005
+"""Seconds after which trio gets its turn, whatever happens here."""
+
+
+class Pollable(Seam):
+    """Whoever waits for a descriptor: the handler of a stream, or the channel's port."""
 
     def ready(self, events: int) -> None:
         """Act on `events` (EPOLLIN, EPOLLOUT, EPOLLERR, EPOLLHUP) without blocking. They may be out of date."""
@@ -34,7 +45,7 @@ class Pollable(StreamHandler, Seam):
 class Readiness:
     """The descriptors that are waited for. `settled` is called after each batch, `failed` in an except block."""
 
-    def __init__(self, *, settled: Callable[[], None], failed: Callable[[Pollable], None]) -> None:
+    def __init__(self, *, settled: Callable[[], None], failed: Callable[[Any], None]) -> None:
         self._settled = settled
         self._failed = failed
         self._epoll = select.epoll()
@@ -61,15 +72,23 @@ class Readiness:
 
     async def run(self) -> NoReturn:
         """Call back until cancelled."""
-        poll, pollables, settled = self._epoll.poll, self._pollables, self._settled
+        poll = self._epoll.poll
         while True:
             await trio.lowlevel.wait_readable(self._epoll)
-            for descriptor, events in poll(0, _BATCH):
-                pollable = pollables.get(descriptor)
-                if pollable is None:
-                    continue  # closed by a callback of the same batch
-                try:
-                    pollable.ready(events)
-                except Exception:  # a bug in one stream must not end the others; `failed` logs it
-                    self._failed(pollable)
-            settled()
+            ready = poll(0, _BATCH)
+            turn = monotonic() + TURN
+            while ready:
+                self._serve(ready)
+                ready = poll(LINGER, _BATCH) if monotonic() < turn else []
+
+    def _serve(self, ready: Iterable[tuple[int, int]]) -> None:
+        pollables = self._pollables
+        for descriptor, events in ready:
+            pollable = pollables.get(descriptor)
+            if pollable is None:
+                continue  # closed by a callback of the same batch
+            try:
+                pollable.ready(events)
+            except Exception:  # a bug in one stream must not end the others; `failed` logs it
+                self._failed(pollable)
+        self._settled()

@@ -93,16 +93,19 @@ class Link:
     async def read(self) -> None:
         """Read and dispatch until cancelled, or until the peer is away: then raise `PeerAwayError`."""
         while True:
-            try:
-                data = self._device.read()
-            except BlockingIOError:
-                pass
-            else:
-                if not data:
-                    raise PeerAwayError
-                self._handle(self._connection.receive_data(data, self._waits.now()))
+            self.read_turn()
             # Also between reads that find data: others want their turn.
             await self._waits.readable(self._device.fileno())
+
+    def read_turn(self) -> None:
+        """Read once and dispatch, for whoever waits for the device by other means; `PeerAwayError` as above."""
+        try:
+            data = self._device.read()
+        except BlockingIOError:
+            return
+        if not data:
+            raise PeerAwayError
+        self._handle(self._connection.receive_data(data, self._waits.now()))
 
     async def keep_time(self) -> None:
         """Tell the connection the time whenever it asks to be told; runs until cancelled."""

@@ -3,7 +3,8 @@
 Standard output is a pipe to `up`: one JSON object per line about the phases of the start, and its end when the
 instance is ready or cannot be. The instance's lock is held for as long as the process lives, which is how others know.
 
-SIGTERM and SIGINT stop the guest in an orderly way; while it has not been ready yet, at once. SIGHUP means nothing.
+SIGTERM and SIGINT stop the guest in an orderly way; a second one, or one before the guest was ready, at once. SIGHUP
+means nothing.
 """
 
 from __future__ import annotations
@@ -58,9 +59,17 @@ async def _stop_on_signal(
 ) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
-        async for _ in signals:
-            if await agent.stop(force=not agent.ready) == StopStep.NOT_RUNNING:
-                run.cancel()  # QEMU is only being started, and a start that is cancelled leaves none behind
+        async with trio.open_nursery() as stops:
+            asked = False
+            async for _ in signals:
+                # Whoever asks twice does not want to wait for the guest.
+                stops.start_soon(_stop, agent, run, asked or not agent.ready)
+                asked = True
+
+
+async def _stop(agent: Agent, run: trio.CancelScope, force: bool) -> None:
+    if await agent.stop(force=force) == StopStep.NOT_RUNNING:
+        run.cancel()  # QEMU is only being started, and a start that is cancelled leaves none behind
 
 
 def _tell_starter(line: dict[str, object]) -> None:

@@ -13,6 +13,7 @@ Two different guest ports that want one host endpoint are: the first in order ha
 
 from __future__ import annotations
 
+import functools
 import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,10 @@ _LOOPBACK_NETWORK = ipaddress.ip_network("127.0.0.0/8")
 
 EPHEMERAL = range(32_768, 61_000)
 """Linux's default net.ipv4.ip_local_port_range: where sockets of clients live."""
+
+
+_parsed = functools.lru_cache(1_024)(ipaddress.ip_address)
+"""Addresses as objects: parsing one costs more than all that a rule asks about it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,7 @@ class ForwardRule:
         first, last = self.guest_ports
         if self.protocol not in (None, port.protocol) or not first <= port.number <= last:
             return False
-        bound = ipaddress.ip_address(port.address)
+        bound = _parsed(port.address)
         if bound.is_unspecified:
             # An `ignore` for one address says nothing about a port that has them all.
             return not self.ignore or self.any_address or self.must_be_zero
@@ -181,10 +186,10 @@ def _with_twin(main: ListenerKey) -> list[ListenerKey]:
 
 def _nearest(host_address: str, candidates: Sequence[Port]) -> Port:
     """The candidate of the host address's own family, one address before all addresses."""
-    version = ipaddress.ip_address(host_address).version
+    version = _parsed(host_address).version
 
     def distance(port: Port) -> tuple[bool, bool, Port]:
-        bound = ipaddress.ip_address(port.address)
+        bound = _parsed(port.address)
         return bound.version != version, bound.is_unspecified, port
 
     return min(candidates, key=distance)

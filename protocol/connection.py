@@ -304,14 +304,17 @@ class Connection:
     # ------------------------------------------------------------------ generations
 
     def _end(self, reason: str, *, fault: bool) -> list[Event]:
-        """All that belongs to the present generation, if there is one, is over."""
+        """All that belongs to the present generation, if there is one, is over.
+
+        A fault is told even where the generation had not started: a peer that never gets as far must not be free.
+        """
         was_running = self._phase is _Phase.RUNNING
         self._phase = _Phase.HUNTING
         self._streams.end()
         self._streams = StreamSet(self._role.first_stream)
         self._control.clear()
         self._pong = None
-        return [GenerationEnded(reason, fault)] if was_running else []
+        return [GenerationEnded(reason, fault)] if was_running or fault else []
 
     def _receive_preamble(self, preamble: Preamble, events: list[Event], now: float) -> None:
         turn = self._handshake.receive_preamble(preamble, now)

@@ -122,7 +122,7 @@ def test_something_else_than_hello_ends_the_greeting() -> None:
         pair.arrive(pair.guest)
         pair.leave(pair.guest)
         pair.arrive(pair.host)
-    assert pair.host.heard == []
+    assert pair.host.heard == [GenerationEnded("the peer did not say hello first", fault=True)] * 3
     assert not pair.host.connection.running
     pair.guest.connection._hello = HELLO
     pair.settle()

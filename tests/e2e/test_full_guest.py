@@ -183,7 +183,9 @@ def test_shell_keeps_streams_apart_and_passes_the_status_on(vm: Vm) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (37, b"in \x00\xff\n", b"wrong\n")
     for script, status in (("true", 0), ("exit 255", 255), ("kill -9 $$", 137), ("kill -TERM $$", 143)):
         assert vm.at.try_run("shell", "--", "sh", "-c", script).returncode == status
-    assert vm.at.try_run("shell", "--", "no-such-program").returncode == 127
+    missing = vm.at.try_run("shell", "--", "no-such-program")
+    assert missing.returncode == 1
+    assert b"No such file or directory" in missing.stderr
     data = os.urandom(3_000_000)
     done = vm.at.try_run("shell", "--", "cat", stdin=data)
     assert done.stdout == data

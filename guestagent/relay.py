@@ -69,19 +69,19 @@ class TcpRelay(SocketRelay):
 
     def ready(self, events: int) -> None:
         """The socket became readable, writable, or failed."""
-        if events & _OUT and self._waiting:
-            self._drain()
-        if self._finished:
+        if events & _OUT and self.waiting:
+            self.drain()
+        if self.finished:
             return
         if not events & ~_OUT:
             pass
         elif self._reading and self.stream.room():
-            self._reading = self._read_turn()
+            self._reading = self.read_turn()
         elif events & _ERROR and (number := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
-            self._fail(OSError(number, os.strerror(number)))
+            self.fail(OSError(number, os.strerror(number)))
         else:
             self._paused = self._reading
-            if events & _HANGUP and not self._finished:
+            if events & _HANGUP and not self.finished:
                 # Both directions are shut and the rest may not be read yet: epoll would say so for ever.
                 self._readiness.unregister(self._socket.fileno())
                 self._interest = None
@@ -95,14 +95,14 @@ class TcpRelay(SocketRelay):
     def receive_data(self, payload: bytes) -> None:
         """Bytes came for the socket."""
         super().receive_data(payload)
-        if self._waiting:
+        if self.waiting:
             self._watch()
 
     def _watch(self) -> None:
         """Wait for what can be done now."""
-        if self._finished:
+        if self.finished:
             return
-        wanted = (_IN if self._reading and not self._paused else 0) | (_OUT if self._waiting else 0)
+        wanted = (_IN if self._reading and not self._paused else 0) | (_OUT if self.waiting else 0)
         if wanted == self._interest:
             return
         if self._interest is not None:

@@ -45,7 +45,8 @@ class SocketRelay:
     """Both directions of one socket and one open stream.
 
     `flush` sends what the connection has ready. `finish` is called once, with whether the socket should be closed
-    with a reset; the caller closes the socket and ends the tasks that run `read` and `write`.
+    with a reset; the caller closes the socket and ends the tasks that run `read` and `write`. Whoever waits for the
+    socket by other means calls `read_turn` when it is readable and `drain` when it is writable, instead of those tasks.
     """
 
     def __init__(
@@ -64,11 +65,13 @@ class SocketRelay:
         self._waits = waits
         self._flush = flush
         self._finish = finish
-        self._waiting = bytearray()
+        self.waiting = bytearray()
+        """Bytes that the socket did not take yet."""
         self._end_received = False
         self._read_over = False
         self._write_over = False
-        self._finished = False
+        self.finished = False
+        """Whether `finish` was called."""
         self._to_write = waits.event()
         self._room = waits.event()
         self.received = 0
@@ -80,19 +83,19 @@ class SocketRelay:
 
     def receive_data(self, payload: bytes) -> None:
         """Bytes came for the socket."""
-        if self._finished:
+        if self.finished:
             return
         self.received += len(payload)
-        if self._waiting:
-            self._waiting += payload
-        elif (taken := self._give(payload)) < len(payload) and not self._finished:
-            self._waiting += memoryview(payload)[taken:]
+        if self.waiting:
+            self.waiting += payload
+        elif (taken := self._give(payload)) < len(payload) and not self.finished:
+            self.waiting += memoryview(payload)[taken:]
             self._to_write.set()
 
     def receive_end(self) -> None:
         """The far side finished sending."""
         self._end_received = True
-        if not self._waiting:
+        if not self.waiting:
             self._finish_writing()
 
     def receive_reset(self) -> None:
@@ -105,7 +108,7 @@ class SocketRelay:
 
     def abandon(self, reason: str) -> None:
         """The tasks that serve this relay are going away: abort both sides, unless all is over already."""
-        if not self._finished:
+        if not self.finished:
             self._connection.send_reset(self._stream, reason)
             self._end(abort=True)
 
@@ -116,14 +119,14 @@ class SocketRelay:
         except BlockingIOError:
             return 0
         except OSError as exc:
-            self._fail(exc)
+            self.fail(exc)
             return 0
         self._connection.consumed(self._stream, taken)
         return taken
 
-    def _drain(self) -> None:
+    def drain(self) -> None:
         """Give the socket what waits."""
-        waiting = self._waiting
+        waiting = self.waiting
         with memoryview(waiting) as view:
             taken = self._give(view)
         del waiting[:taken]
@@ -131,12 +134,12 @@ class SocketRelay:
             self._finish_writing()
 
     def _finish_writing(self) -> None:
-        if self._finished:
+        if self.finished:
             return
         try:
             self._sock.shutdown(_SHUT_WR)
         except OSError as exc:
-            self._fail(exc)
+            self.fail(exc)
             return
         self._write_over = True
         self._end_if_over()
@@ -144,9 +147,9 @@ class SocketRelay:
     async def write(self) -> None:
         """Wait for the socket whenever it took no more; runs until cancelled."""
         while True:
-            while self._waiting:
+            while self.waiting:
                 await self._waits.writable(self._sock.fileno())
-                self._drain()
+                self.drain()
                 self._flush()
             self._to_write = self._waits.event()
             await self._to_write.wait()
@@ -155,20 +158,20 @@ class SocketRelay:
 
     async def read(self) -> None:
         """Read the socket while the stream has room; returns at the end of its data."""
-        while not self._finished:
+        while not self.finished:
             if not self._stream.room():
                 self._room = self._waits.event()
                 await self._room.wait()
                 continue
             await self._waits.readable(self._sock.fileno())
-            if not self._read_turn():
+            if not self.read_turn():
                 return
 
-    def _read_turn(self) -> bool:
+    def read_turn(self) -> bool:
         """Read until the stream has no room or the socket no more; whether there may be more."""
         more = True
         try:
-            while not self._finished and (room := self._stream.room()):
+            while not self.finished and (room := self._stream.room()):
                 data = self._sock.recv(min(room, MAX_PAYLOAD))
                 if not data:
                     self._connection.send_end(self._stream)
@@ -183,14 +186,15 @@ class SocketRelay:
         except BlockingIOError:
             pass
         except OSError as exc:
-            self._fail(exc)
+            self.fail(exc)
             more = False
         self._flush()
         return more
 
     # ------------------------------------------------------------------ the end
 
-    def _fail(self, exc: OSError) -> None:
+    def fail(self, exc: OSError) -> None:
+        """The socket failed: so does the stream."""
         self._connection.send_reset(self._stream, exc.strerror or type(exc).__name__)
         self._end(abort=True)
 
@@ -200,7 +204,7 @@ class SocketRelay:
             self._end(abort=False)
 
     def _end(self, *, abort: bool) -> None:
-        if not self._finished:
-            self._finished = True
-            self._waiting = bytearray()
+        if not self.finished:
+            self.finished = True
+            self.waiting = bytearray()
             self._finish(abort)

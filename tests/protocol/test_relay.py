@@ -81,7 +81,7 @@ async def test_a_slow_reader_stops_its_writer_and_memory_is_bounded() -> None:
 
                 await wait_all_tasks_blocked(0.05)
                 scope.cancel()
-        held = len(both.guest.relays[1]._waiting) + both.host.connection.stream(1)._queued  # type: ignore[union-attr]
+        held = len(both.guest.relays[1].waiting) + both.host.connection.stream(1)._queued  # type: ignore[union-attr]
         assert held <= limits.STREAM_WINDOW + limits.SEND_QUEUE
         await client.send_eof()
         assert len(await read_all(server)) == sent
@@ -176,7 +176,7 @@ def alone() -> Iterator[Alone]:
 def test_data_and_end_in_one_batch_are_all_delivered(alone: Alone) -> None:
     """The stream is over before its relay has heard of it."""
     alone.client.shutdown(socket.SHUT_WR)
-    assert alone.relay._read_turn() is False
+    assert alone.relay.read_turn() is False
     alone.pair.settle()
     guest = alone.pair.guest.connection
     for payload in (b"first ", b"second ", b"third"):
@@ -190,7 +190,7 @@ def test_data_and_end_in_one_batch_are_all_delivered(alone: Alone) -> None:
 
 def test_data_and_reset_in_one_batch_are_a_reset(alone: Alone) -> None:
     alone.client.shutdown(socket.SHUT_WR)
-    alone.relay._read_turn()
+    alone.relay.read_turn()
     alone.pair.settle()
     guest = alone.pair.guest.connection
     guest.send_data(alone.theirs, b"part")
@@ -202,18 +202,18 @@ def test_data_and_reset_in_one_batch_are_a_reset(alone: Alone) -> None:
 
 def test_single_bytes_for_a_socket_that_does_not_read_cost_single_bytes(alone: Alone) -> None:
     alone.inner.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
-    while not alone.relay._waiting:
+    while not alone.relay.waiting:
         alone.relay.receive_data(BLOCK)
-    before = len(alone.relay._waiting)
+    before = len(alone.relay.waiting)
     for _ in range(1_000):
         alone.relay.receive_data(b"x")
-    assert len(alone.relay._waiting) == before + 1_000
-    assert isinstance(alone.relay._waiting, bytearray)
+    assert len(alone.relay.waiting) == before + 1_000
+    assert isinstance(alone.relay.waiting, bytearray)
 
 
 def test_a_socket_that_was_reset_resets_the_stream(alone: Alone) -> None:
     close_with_reset(alone.client)
-    assert alone.relay._read_turn() is False
+    assert alone.relay.read_turn() is False
     alone.relay.receive_data(b"late")
     alone.relay.receive_end()
     alone.pair.settle()
@@ -236,7 +236,7 @@ def test_writing_to_a_socket_that_was_reset_resets_the_stream(alone: Alone, end:
 
 def test_an_end_behind_bytes_that_wait_comes_behind_them(alone: Alone) -> None:
     sent = 0
-    while not alone.relay._waiting:
+    while not alone.relay.waiting:
         alone.relay.receive_data(BLOCK)
         sent += len(BLOCK)
     alone.relay.receive_end()
@@ -245,7 +245,7 @@ def test_an_end_behind_bytes_that_wait_comes_behind_them(alone: Alone) -> None:
         try:
             chunk = alone.client.recv(1 << 20)
         except BlockingIOError:
-            alone.relay._drain()
+            alone.relay.drain()
             continue
         if not chunk:
             break
@@ -256,20 +256,20 @@ def test_an_end_behind_bytes_that_wait_comes_behind_them(alone: Alone) -> None:
 
 
 def test_a_socket_that_fails_while_bytes_wait(alone: Alone) -> None:
-    while not alone.relay._waiting:
+    while not alone.relay.waiting:
         alone.relay.receive_data(BLOCK)
     close_with_reset(alone.client)
     alone.relay.receive_end()
-    alone.relay._drain()
+    alone.relay.drain()
     assert alone.finished == [True]
     alone.relay.receive_data(b"late")
-    assert not alone.relay._waiting
+    assert not alone.relay.waiting
 
 
 def test_nothing_is_read_while_the_stream_has_no_room(alone: Alone) -> None:
     alone.client.send(b"x")
     alone.pair.host.connection.send_data(alone.ours, bytes(limits.SEND_QUEUE))
-    assert alone.relay._read_turn() is True
+    assert alone.relay.read_turn() is True
     assert alone.relay.sent == 0
 
 
@@ -279,7 +279,7 @@ def test_one_turn_reads_what_the_stream_has_room_for(alone: Alone) -> None:
             alone.client.send(bytes(limits.MAX_PAYLOAD))
         except BlockingIOError:
             break
-    assert alone.relay._read_turn() is True
+    assert alone.relay.read_turn() is True
     assert limits.MAX_PAYLOAD <= alone.relay.sent <= limits.SEND_QUEUE
 
 
@@ -289,7 +289,7 @@ async def test_cancelled_at_each_await_and_started_again(alone: Alone, task: str
     if task == "read without room":
         alone.pair.host.connection.send_data(alone.ours, bytes(limits.SEND_QUEUE + limits.STREAM_WINDOW))
     if task == "write while the socket is full":
-        while not relay._waiting:
+        while not relay.waiting:
             relay.receive_data(BLOCK)
     run = relay.read if task.startswith("read") else relay.write
     for _ in range(2):
@@ -318,5 +318,5 @@ async def test_cancelled_at_each_await_and_started_again(alone: Alone, task: str
 
 
 def test_reading_nothing_is_no_end(alone: Alone) -> None:
-    assert alone.relay._read_turn() is True
+    assert alone.relay.read_turn() is True
     assert alone.finished == []

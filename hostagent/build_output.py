@@ -36,8 +36,7 @@ class BuildOutput:
         self._progress = progress
         self._rest = b""
         self._total: int | None = None
-        self._step = ""
-        self._done = 0
+        self._done: dict[str, int] = {}
         self._lines: deque[str] = deque(maxlen=_TAIL_LINES)
 
     @property
@@ -64,10 +63,8 @@ class BuildOutput:
                 self._report(step, counted=True)
 
     def _report(self, step: str, *, counted: bool) -> None:
-        if step != self._step:
-            self._step, self._done = step, 0
-        self._done += counted
-        self._progress.update(step, self._done, self._total if counted else None)
+        self._done[step] = self._done.get(step, 0) + counted
+        self._progress.update(step, self._done[step], self._total if counted else None)
 
 
 _CAUSES = (

@@ -72,6 +72,9 @@ _EXCLUDED = (
 
 _DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
+_BINFMT = Path("/proc/sys/fs/binfmt_misc")
+"""Where the kernel lists the interpreters of other architectures' programs (Documentation/admin-guide/binfmt-misc)."""
+
 ROOM_FOR_WORK = 3 * 2**30
 """Bytes that the root, the raw disk and the compressed one need while the image is built."""
 
@@ -220,7 +223,7 @@ def check_host(recipe: Recipe, work: Path, cache: Path) -> None:
                 f"free some space, or set {variable} to a folder on a larger disk",
             )
     native = _DEBIAN_ARCHITECTURES.get(platform.machine())
-    if recipe.architecture != native and not Path(f"/proc/sys/fs/binfmt_misc/qemu-{_machine(recipe)}").exists():
+    if recipe.architecture != native and not (_BINFMT / f"qemu-{_machine(recipe)}").exists():
         raise UserError(
             f"this machine cannot run {recipe.architecture} programs, which building the image needs",
             "on Debian or Ubuntu: sudo apt-get install qemu-user-static binfmt-support",

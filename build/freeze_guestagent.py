@@ -10,8 +10,14 @@ and a second run at the same time waits for the first. Lines on stdout are progr
 
 The frozen agent needs about the glibc of the machine that froze it, or a newer one; check_frozen.py says which. Where a
 newer glibc is asked for by nothing but a function that older ones have too, `relax_versions` drops that demand: Debian
-12's Python (glibc 2.36) asks for 2.35 because of `hypot` alone, and so runs on Red Hat 9 and its kin (2.34). Freezing
-in an older distribution's chroot was rejected: its Python is too old too, and building one takes many minutes.
+12's Python (glibc 2.36) asks for 2.35 because of `hypot` alone, and so runs on Red Hat 9 and its kin (2.34).
+
+A machine with a newer glibc passes --root: the archive of a Debian 12 root (hostagent/debian_root.py) whose Python and
+libraries are taken instead. PyInstaller then runs in a chroot on a tmpfs, in namespaces that end with it, so nothing is
+left behind or mounted on the host, with root's rights or without. Only archives go in and out, because a normal user's
+files belong to nobody in there. pip stays outside, where its configuration, certificates and proxies work; the chroot
+needs no network. Rejected: pip in the chroot (each of those would have to be carried in, folders of wheels too), and
+freezing in a distribution older than Debian 12, whose Python is too old.
 """
 
 from __future__ import annotations
@@ -20,15 +26,18 @@ import argparse
 import fcntl
 import hashlib
 import os
+import platform
 import shutil
 import signal
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 HERE = Path(__file__).resolve().parent
 
@@ -41,6 +50,34 @@ hypot and fmod have the same signature and results in all versions; the new ones
 NEVER_CALLED = {b"arc4random_buf"}
 """Symbols that may be missing altogether. Debian links libexpat into libpython, and an XML parser salts its hashes with
 this; the agent has no `xml` (check_frozen.py sees to that)."""
+
+FOR_ROOT = (
+    "--only-binary=:all:", "--no-deps", "--no-compile", "--python-version=3.11", "--implementation=cp",
+    f"--platform=manylinux2014_{platform.machine()}",
+    *(f"--platform=manylinux_2_{minor}_{platform.machine()}" for minor in range(17, 35)),
+)  # fmt: skip
+"""Options with which pip takes the packages for Debian 12's Python whatever runs pip, for glibc 2.34 at most."""
+
+IN_ROOT = """
+PATH=$PATH:/usr/sbin:/sbin
+mount --make-rprivate /
+mount -t tmpfs -o mode=755 root /mnt
+tar --extract --file=- --directory=/mnt --exclude='./dev/*'
+mkdir /mnt/freeze
+tar --extract --file=- --directory=/mnt/freeze --no-same-owner <&"$1"
+mount --rbind /dev /mnt/dev
+mount --rbind /proc /mnt/proc
+chroot /mnt env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 \\
+    PYTHONPATH=/freeze/packages GUESTAGENT_SOURCE=/freeze/source PYINSTALLER_CONFIG_DIR=/freeze/config \\
+    python3 -m PyInstaller --noconfirm --log-level WARN \\
+    --workpath /freeze/work --distpath /freeze/dist "/freeze/$2.spec" </dev/null >&2
+tar --create --file=- --directory=/mnt/freeze/dist "$2"
+"""
+"""Freezes $2.spec in the root on stdin, with the archive on file descriptor $1 as /freeze; the result goes to stdout.
+
+Runs in namespaces of its own, in bash because dash has no file descriptors above 9. What the root has in /dev cannot
+be made in a user namespace (mknod(2)), hence the bind.
+"""
 
 # Numbers of elf.h.
 SHT_DYNSYM, SHT_VERNEED, SHT_VERSYM = 11, 0x6FFFFFFE, 0x6FFFFFFF
@@ -61,30 +98,47 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def run(command: list[str | Path], log: Path, environment: dict[str, str] | None = None) -> None:
-    """Run `command` with its output appended to `log`; raises `CalledProcessError`."""
+def run(command: Sequence[str | Path], log: Path, environment: dict[str, str] | None = None, *,
+        stdin: IO[bytes] | int = subprocess.DEVNULL, stdout: IO[bytes] | None = None, inherited: tuple[int, ...] = (),
+        ) -> None:  # fmt: skip
+    """Run `command` with its output appended to `log`, unless it goes to `stdout`; raises `CalledProcessError`.
+
+    When something else is raised meanwhile, by a signal, all that the command has started is killed.
+    """
     # PYTHON* would lead the clean venv to packages of another one.
     clean = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
     with log.open("ab") as output:
-        subprocess.run(command, check=True, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                       env=clean | (environment or {}))  # fmt: skip
+        with subprocess.Popen(command, stdin=stdin, stdout=stdout or output, stderr=output, pass_fds=inherited,
+                              env=clean | (environment or {}), start_new_session=True) as process:  # fmt: skip
+            try:
+                status = process.wait()
+            except BaseException:
+                os.killpg(process.pid, signal.SIGKILL)
+                raise
+    if status:
+        raise subprocess.CalledProcessError(status, command)
 
 
-def clean_venv(cache: Path, requirements: Path, log: Path) -> Path:
-    """The interpreter of a venv that holds the locked packages and nothing else, made when it is not there yet."""
-    key = hashlib.sha256(requirements.read_bytes() + sys.version.encode() + base_interpreter().encode()).hexdigest()
-    venv = cache / f"freeze-venv-{key[:16]}"
-    python = venv / "bin" / "python"
+def clean_venv(cache: Path, log: Path, name: str, options: Sequence[str] = ()) -> Path:
+    """A venv called `name` with the locked packages and nothing else, made when it is not there yet.
+
+    With `options` for pip, they are not installed in it but in its folder `packages`.
+    """
+    requirements = HERE / "requirements-guestagent.txt"
+    identity = "".join((sys.version, base_interpreter(), *options))
+    key = hashlib.sha256(requirements.read_bytes() + identity.encode()).hexdigest()
+    venv = cache / f"{name}-{key[:16]}"
     finished = venv / "finished"
     if not finished.exists():
-        for stale in cache.glob("freeze-venv-*"):
+        for stale in cache.glob(f"{name}-*"):
             shutil.rmtree(stale)
         print("making a clean Python environment", flush=True)
         run([base_interpreter(), "-m", "venv", venv], log)
-        run([python, "-m", "pip", "install", "--disable-pip-version-check", "--no-input",
-             "--require-hashes", "--requirement", requirements], log)  # fmt: skip
+        target = ["--target", str(venv / "packages"), *options] if options else []
+        run([venv / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "--no-input",
+             "--require-hashes", *target, "--requirement", requirements], log)  # fmt: skip
         finished.touch()
-    return python
+    return venv
 
 
 def relax_versions(elf: bytes) -> bytes:
@@ -137,21 +191,45 @@ def version_requirements(elf: bytes, section: tuple[int, ...]) -> Iterator[int]:
         library += following
 
 
-def freeze(source: Path, spec: Path, version: str, output: Path, cache: Path, log: Path) -> None:
+def run_here(venv: Path, source: Path, spec: Path, scratch: Path, log: Path) -> None:
+    """Fill scratch/dist with the Python of `venv`."""
+    run(
+        [venv / "bin" / "python", "-m", "PyInstaller", "--noconfirm", "--log-level", "WARN",
+         "--workpath", scratch / "work", "--distpath", scratch / "dist", spec],
+        log,
+        {"GUESTAGENT_SOURCE": str(source), "PYINSTALLER_CONFIG_DIR": str(scratch / "config")},
+    )  # fmt: skip
+
+
+def run_in_root(root: Path, venv: Path, source: Path, spec: Path, scratch: Path, log: Path) -> None:
+    """Fill scratch/dist with the Python in the archive `root` and the packages beside `venv`."""
+    inputs, result = scratch / "inputs.tar", scratch / "result.tar"
+    with tarfile.open(inputs, "w") as archive:
+        archive.add(venv / "packages", "packages")
+        archive.add(spec, spec.name)
+        for package in ("guestagent", "protocol"):
+            archive.add(source / package, f"source/{package}")
+    with root.open("rb") as root_file, inputs.open("rb") as inputs_file, result.open("wb") as result_file:
+        descriptor = inputs_file.fileno()
+        run(["mmdebstrap", "--unshare-helper", "bash", "-euc", IN_ROOT, "bash", str(descriptor), spec.stem],
+            log, stdin=root_file, stdout=result_file, inherited=(descriptor,))  # fmt: skip
+    (scratch / "dist").mkdir()
+    run(["tar", "--extract", "--no-same-owner", "--directory", scratch / "dist", "--file", result], log)
+
+
+def freeze(source: Path, spec: Path, version: str, output: Path, cache: Path, log: Path, root: Path | None) -> None:
     """Freeze what `spec` names from the packages below `source` into the folder `output`."""
     for stale in output.parent.glob("scratch-*"):  # of a run that was killed: we hold the lock, so nobody uses it
         shutil.rmtree(stale)
-    python = clean_venv(cache, HERE / "requirements-guestagent.txt", log)
+    venv = clean_venv(cache, log, "freeze-packages", FOR_ROOT) if root else clean_venv(cache, log, "freeze-venv")
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix="scratch-") as scratch_name:
         scratch = Path(scratch_name)
         print(f"freezing {spec.stem} {version}", flush=True)
-        run(
-            [python, "-m", "PyInstaller", "--noconfirm", "--log-level", "WARN",
-             "--workpath", scratch / "work", "--distpath", scratch / "dist", spec],
-            log,
-            {"GUESTAGENT_SOURCE": str(source), "PYINSTALLER_CONFIG_DIR": str(scratch / "config")},
-        )  # fmt: skip
+        if root:
+            run_in_root(root, venv, source, spec, scratch, log)
+        else:
+            run_here(venv, source, spec, scratch, log)
         frozen = scratch / "dist" / spec.stem
         for library in frozen.rglob("*.so*"):
             library.write_bytes(relax_versions(library.read_bytes()))
@@ -171,6 +249,7 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, required=True, help="folder for the venv and scratch space")
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
     parser.add_argument("--version", required=True, help="what the frozen agent says its version is")
+    parser.add_argument("--root", type=Path, help="archive of a Debian 12 root to freeze in (default: freeze here)")
     arguments = parser.parse_args()
     # As an exception, a signal ends the running step too and removes the scratch folder.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
@@ -180,7 +259,7 @@ def main() -> int:
         log.write_bytes(b"")
         try:
             freeze(arguments.source.absolute(), arguments.spec.absolute(), arguments.version,
-                   arguments.output.absolute(), cache, log)  # fmt: skip
+                   arguments.output.absolute(), cache, log, arguments.root)  # fmt: skip
         except subprocess.CalledProcessError as error:
             last_lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
             print(*last_lines, f"{error.cmd[0]} failed with exit status {error.returncode}; whole log: {log}",

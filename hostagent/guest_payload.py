@@ -4,6 +4,9 @@ Its version is the package's version plus a hash of everything that goes into it
 string are the same build. The guest compares that string at every boot, and the cache is keyed by it: editing a line of
 the guest agent is enough to have it frozen again at the next `up`, and what was frozen once is not frozen twice.
 
+What is frozen needs about the glibc of where that happened. So on a machine with a newer one than Debian 12's it
+happens in a Debian 12 root (debian_root.py), and the agent runs in the same guests wherever it was frozen.
+
 PyInstaller cannot build for another architecture than the one it runs on, so a foreign guest needs a tree that was
 frozen on such a machine; HOSTAGENT_GUESTAGENT names it.
 
@@ -27,6 +30,7 @@ from pathlib import Path
 
 import trio
 
+from hostagent import debian_root
 from hostagent.errors import UserError
 
 EXECUTABLE = "guestagent"
@@ -35,6 +39,9 @@ EXECUTABLE = "guestagent"
 _VERSION_FILE = "VERSION"
 _KEPT = 4
 """Frozen trees of 20 MB each that stay cached: enough to change between two branches without freezing anew."""
+
+NEWEST_GLIBC = (2, 36)
+"""Debian 12's. On a machine with a newer one the agent is frozen in a Debian 12 root."""
 
 _BUILD_FILES = ("freeze_guestagent.py", "guestagent.spec", "requirements-guestagent.txt")
 
@@ -50,11 +57,28 @@ class GuestPayload:
     version: str
 
 
-async def obtain_guest_agent(architecture: str, cache: Path, progress: Progress) -> GuestPayload:
+class _Lines:
+    """Shows the steps of work that reports through `hostagent.progress` as lines, each once."""
+
+    def __init__(self, show: Progress) -> None:
+        self._show = show
+        self._step = ""
+
+    def update(self, step: str, done: int, total: int | None) -> None:
+        if step != self._step:
+            self._step = step
+            self._show(f"Debian 12 root to freeze in: {step}")
+
+
+async def obtain_guest_agent(
+    architecture: str, cache: Path, progress: Progress, *, in_debian_root: bool = False
+) -> GuestPayload:
     """The frozen guest agent for `architecture` (as `uname -m` says it), from the cache or frozen now.
 
-    Freezing takes about 30 seconds the first time and 10 after a change. Raises `UserError` when that fails, when
-    HOSTAGENT_GUESTAGENT names no frozen tree, or when the architecture is not this machine's.
+    It is frozen in a Debian 12 root when `in_debian_root` says so or this machine's glibc is newer than `NEWEST_GLIBC`.
+    Freezing takes about 30 seconds the first time and 10 after a change, the root another minute, once. Raises
+    `UserError` when one of them fails, when HOSTAGENT_GUESTAGENT names no frozen tree, or when the architecture is not
+    this machine's.
     """
     if chosen := os.environ.get("HOSTAGENT_GUESTAGENT"):
         return await trio.to_thread.run_sync(_given, Path(chosen))
@@ -65,13 +89,21 @@ async def obtain_guest_agent(architecture: str, cache: Path, progress: Progress)
             "and set HOSTAGENT_GUESTAGENT to its path",
         )
     source, build = _sources()
-    version = await trio.to_thread.run_sync(_version, source, build)
+    in_debian_root = in_debian_root or glibc_is_too_new(platform.libc_ver())
+    version = await trio.to_thread.run_sync(_version, source, build, in_debian_root)
     trees = cache / "guestagent"
     directory = trees / f"{architecture}-{version}"
     if not (directory / _VERSION_FILE).is_file():
-        await _freeze(source, build, directory, version, progress)
-        await trio.to_thread.run_sync(_prune, trees, directory)
+        root = await debian_root.obtain_debian_root(cache, _Lines(progress)) if in_debian_root else None
+        await _freeze(source, build, directory, version, root, progress)
+        await trio.to_thread.run_sync(prune, trees, directory)
     return GuestPayload(directory, version)
+
+
+def glibc_is_too_new(libc: tuple[str, str]) -> bool:
+    """Whether what is frozen with this C library (as `platform.libc_ver` says it) starts in newer guests only."""
+    name, version = libc
+    return name == "glibc" and tuple(int(part) for part in version.split(".")[:2]) > NEWEST_GLIBC
 
 
 def _given(directory: Path) -> GuestPayload:
@@ -102,9 +134,10 @@ def _sources() -> tuple[Path, Path]:
     return source, source / "hostagent" / "_build"
 
 
-def _version(source: Path, build: Path) -> str:
+def _version(source: Path, build: Path, in_debian_root: bool) -> str:
     """Package version and a hash of all that decides what the frozen tree is."""
-    digest = hashlib.sha256(f"{sys.version}\0{platform.machine()}\0{platform.libc_ver()}".encode())
+    place = debian_root.KEY if in_debian_root else f"{sys.version}\0{platform.libc_ver()}"
+    digest = hashlib.sha256(f"{platform.machine()}\0{place}".encode())
     for name, content in _inputs(source, build):
         digest.update(f"{name}\0{len(content)}\0".encode())
         digest.update(content)
@@ -119,7 +152,9 @@ def _inputs(source: Path, build: Path) -> Iterator[tuple[str, bytes]]:
         yield name, (build / name).read_bytes()
 
 
-async def _freeze(source: Path, build: Path, directory: Path, version: str, progress: Progress) -> None:
+async def _freeze(
+    source: Path, build: Path, directory: Path, version: str, root: Path | None, progress: Progress
+) -> None:
     """Run the freeze script, showing its lines; it makes `directory` whole or not at all."""
     trees = directory.parent
     command = [
@@ -128,6 +163,7 @@ async def _freeze(source: Path, build: Path, directory: Path, version: str, prog
         "--cache", str(trees),
         "--output", str(directory),
         "--version", version,
+        *(["--root", str(root)] if root else []),
     ]  # fmt: skip
     start = partial(trio.run_process, command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, capture_stderr=True)
     try:
@@ -150,7 +186,7 @@ async def _freeze(source: Path, build: Path, directory: Path, version: str, prog
         ) from failed
 
 
-def _prune(trees: Path, current: Path) -> None:
+def prune(trees: Path, current: Path) -> None:
     """Delete all but the newest frozen trees. One that another process reads right now is among the newest."""
     frozen = [path.parent for path in trees.glob(f"*/{_VERSION_FILE}")]
     oldest_first = sorted(frozen, key=lambda path: path.stat().st_mtime)

@@ -1,10 +1,16 @@
-"""The frozen agent's demands on glibc, with a real library and the real dynamic loader."""
+"""The frozen agent's demands on glibc, with a real library and the real dynamic loader; freezing in a root, with real
+namespaces and a root that holds busybox and a stand-in for PyInstaller. `make -C build guestagent-in-debian-12` does it
+with the real ones."""
 
 from __future__ import annotations
 
+import io
+import os
+import signal
 import struct
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import msgpack
@@ -87,3 +93,111 @@ def test_a_version_with_other_symbols_too_stays(monkeypatch: pytest.MonkeyPatch)
 @given(st.binary().filter(lambda data: not data.startswith(b"\x7fELF")))
 def test_what_is_no_elf_file_stays(data: bytes) -> None:
     assert freeze_guestagent.relax_versions(data) == data
+
+
+STAND_IN = """#!/bin/sh
+set -eu
+grep -q '^VmPeak' /proc/self/status
+mkdir -p /freeze/dist/agent/_internal
+ln -s _internal /freeze/dist/agent/link
+{ echo "$*"; pwd; cat "$GUESTAGENT_SOURCE"/*/__init__.py "$PYTHONPATH/package.py" /freeze/agent.spec; } \\
+    >/freeze/dist/agent/agent
+chmod 755 /freeze/dist/agent/agent
+echo "some warning"
+"""
+"""What the root has as /usr/bin/python3; what it prints must not get into the archive on its stdout."""
+
+
+def root_archive(path: Path, python: str = STAND_IN) -> Path:
+    """A root as mmdebstrap writes it, with a device that a normal user cannot make."""
+    with tarfile.open(path, "w") as archive:
+        for name in ("./bin", "./usr/bin", "./dev", "./proc"):
+            folder = tarfile.TarInfo(name)
+            folder.type, folder.mode = tarfile.DIRTYPE, 0o755
+            archive.addfile(folder)
+        device = tarfile.TarInfo("./dev/null")
+        device.type, device.devmajor, device.devminor = tarfile.CHRTYPE, 1, 3
+        archive.addfile(device)
+        archive.add("/bin/busybox", "./bin/busybox")
+        for name in ("sh", "env", "mkdir", "ln", "cat", "chmod", "grep"):
+            link = tarfile.TarInfo(f"./bin/{name}")
+            link.type, link.linkname = tarfile.SYMTYPE, "busybox"
+            archive.addfile(link)
+        program = tarfile.TarInfo("./usr/bin/python3")
+        program.mode, program.size = 0o755, len(python)
+        archive.addfile(program, io.BytesIO(python.encode()))
+    return path
+
+
+def freeze_in(root: Path, folder: Path) -> str:
+    """Freeze tiny sources in `root` into `folder`/scratch/dist; the log."""
+    for name in ("guestagent", "protocol"):
+        (folder / "source" / name).mkdir(parents=True)
+        (folder / "source" / name / "__init__.py").write_text(f"{name} ")
+    (folder / "venv" / "packages").mkdir(parents=True)
+    (folder / "venv" / "packages" / "package.py").write_text("package ")
+    (folder / "agent.spec").write_text("spec")
+    (folder / "scratch").mkdir()
+    log = folder / "log"
+    try:
+        freeze_guestagent.run_in_root(root, folder / "venv", folder / "source", folder / "agent.spec",
+                                      folder / "scratch", log)  # fmt: skip
+    finally:
+        assert not Path("/mnt/freeze").exists()
+    return log.read_text()
+
+
+def test_freezes_in_a_root_and_leaves_no_mount(tmp_path: Path) -> None:
+    mounts = Path("/proc/self/mounts").read_text()
+    log = freeze_in(root_archive(tmp_path / "root.tar"), tmp_path)
+    frozen = tmp_path / "scratch" / "dist" / "agent"
+    command, folder, read = (frozen / "agent").read_text().splitlines()
+    assert command.startswith("-m PyInstaller ")
+    assert command.endswith(" --distpath /freeze/dist /freeze/agent.spec")
+    assert (folder, read) == ("/", "guestagent protocol package spec")
+    assert (frozen / "agent").stat().st_mode & 0o777 == 0o755
+    assert (frozen / "link").readlink() == Path("_internal")
+    assert "some warning" in log
+    assert Path("/proc/self/mounts").read_text() == mounts
+
+
+def test_a_failure_in_the_root_is_told_with_its_words(tmp_path: Path) -> None:
+    root = root_archive(tmp_path / "root.tar", "#!/bin/sh\necho no libpython here >&2\nexit 1\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        freeze_in(root, tmp_path)
+    assert "no libpython here" in (tmp_path / "log").read_text()
+
+
+def test_a_signal_ends_all_that_a_step_has_started(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    before = signal.signal(signal.SIGUSR1, lambda *_: sys.exit(7))
+    try:
+        with pytest.raises(SystemExit):
+            freeze_guestagent.run(["sh", "-c", "sleep 100 & kill -USR1 $PPID; wait"], tmp_path / "log",
+                                  inherited=(writer,))  # fmt: skip
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+        os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        assert pipe.read() == b""  # comes when nobody is left who could write
+
+
+def test_packages_for_a_root_are_installed_beside_the_venv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter is a script that notes how it was called, and puts itself into the venv that it makes."""
+    interpreter, calls, cache = tmp_path / "python", tmp_path / "calls", tmp_path / "cache"
+    interpreter.write_text(
+        f'#!/bin/sh\necho "$@" >>{calls}\n[ "$2" != venv ] || {{ mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; }}\n'
+    )
+    interpreter.chmod(0o755)
+    monkeypatch.setattr(freeze_guestagent, "base_interpreter", lambda: str(interpreter))
+    cache.mkdir()
+    log = cache / "log"
+    plain = freeze_guestagent.clean_venv(cache, log, "freeze-venv")
+    special = freeze_guestagent.clean_venv(cache, log, "freeze-packages", ("--python-version=3.11",))
+    assert special != freeze_guestagent.clean_venv(cache, log, "freeze-packages", ("--python-version=3.12",))
+    assert freeze_guestagent.clean_venv(cache, log, "freeze-venv") == plain
+    assert not special.exists()
+    installs = [line for line in calls.read_text().splitlines() if line.startswith("-m pip install")]
+    assert [f"--target {special}/packages --python-version=3.11 --req" in line for line in installs] == [
+        False, True, False]  # fmt: skip
+    assert all("--require-hashes" in line for line in installs)

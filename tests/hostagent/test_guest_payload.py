@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 import trio
 
-from hostagent import guest_payload
+from hostagent import debian_root, guest_payload
 from hostagent.errors import UserError
-from hostagent.guest_payload import GuestPayload, obtain_guest_agent
+from hostagent.guest_payload import GuestPayload, glibc_is_too_new, obtain_guest_agent
+from hostagent.progress import Progress
 
 HERE = platform.machine()
 
 FAKE_FREEZER = """
 import argparse, pathlib, sys
 parser = argparse.ArgumentParser()
-for name in ("source", "cache", "output", "version"):
+for name in ("source", "cache", "output", "version", "root"):
     parser.add_argument("--" + name)
 arguments = parser.parse_args()
 {body}
@@ -29,13 +30,28 @@ output.mkdir(parents=True)
 (output / "guestagent").write_text("#!/bin/sh\\n")
 (output / "guestagent").chmod(0o755)
 (output / "VERSION").write_text(arguments.version + "\\n")
+(output / "root").write_text(str(arguments.root))
 print("done", flush=True)
 """
 
 
 @pytest.fixture(autouse=True)
-def _no_given_tree(monkeypatch: pytest.MonkeyPatch) -> None:
+def _old_machine_without_a_given_tree(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HOSTAGENT_GUESTAGENT", raising=False)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+
+
+@pytest.fixture
+def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The Debian root that is obtained; making a real one takes half a minute."""
+
+    async def obtain_debian_root(cache: Path, progress: Progress) -> Path:
+        for done in range(2):
+            progress.update("installing packages", done, 2)
+        return tmp_path / "root.tar"
+
+    monkeypatch.setattr(debian_root, "obtain_debian_root", obtain_debian_root)
+    return tmp_path / "root.tar"
 
 
 @pytest.fixture
@@ -133,3 +149,37 @@ async def test_an_incomplete_given_tree_is_refused(
     with pytest.raises(UserError, match="HOSTAGENT_GUESTAGENT") as caught:
         await obtain(tmp_path / "cache")
     assert "unset" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "too_new"),
+    [("glibc", "2.36", False), ("glibc", "2.9", False), ("glibc", "2.36.9000", False), ("glibc", "2.37", True),
+     ("glibc", "2.100", True), ("glibc", "3.0", True), ("", "", False), ("musl", "1.2", False)],
+)  # fmt: skip
+def test_a_glibc_newer_than_debian_12s_is_too_new(name: str, version: str, too_new: bool) -> None:
+    assert glibc_is_too_new((name, version)) is too_new
+
+
+async def test_a_new_machine_freezes_in_a_debian_root(
+    checkout: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = await obtain(tmp_path / "cache")
+    assert (here.directory / "root").read_text() == "None"
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.41"))
+    lines: list[str] = []
+    there = await obtain(tmp_path / "cache", lines)
+    assert (there.directory / "root").read_text() == str(root)
+    assert there.version != here.version
+    assert lines == ["Debian 12 root to freeze in: installing packages", "freezing", "done"]
+    assert await obtain(tmp_path / "cache", lines) == there
+    assert len(lines) == 3
+
+
+async def test_all_new_machines_freeze_the_same_until_the_root_changes(
+    checkout: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forced = await obtain_guest_agent(HERE, tmp_path / "cache", print, in_debian_root=True)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.41"))
+    assert await obtain(tmp_path / "cache") == forced
+    monkeypatch.setattr(debian_root, "KEY", "debian-12-other")
+    assert (await obtain(tmp_path / "cache")).version != forced.version

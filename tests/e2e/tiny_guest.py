@@ -86,7 +86,8 @@ async def _frozen_server(cache: Path) -> Path:
               REPOSITORY / "build/freeze_guestagent.py", REPOSITORY / "build/requirements-guestagent.txt"]  # fmt: skip
     content = b"".join([await trio.Path(path).read_bytes() for path in inputs])
     key = hashlib.sha256(content + sys.version.encode()).hexdigest()[:12]
-    tree = cache / f"guest-server-{key}"
+    trees = cache / "guest-server"
+    tree = trees / key
     if not await trio.Path(tree).is_dir():
         await trio.run_process(
             [sys.executable, REPOSITORY / "build" / "freeze_guestagent.py",
@@ -94,6 +95,7 @@ async def _frozen_server(cache: Path) -> Path:
              "--cache", cache / "guestagent", "--output", tree],
             capture_stdout=True,
         )  # fmt: skip
+        await trio.to_thread.run_sync(guest_payload.prune, trees, tree)
     return tree
 
 

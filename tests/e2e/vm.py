@@ -205,12 +205,14 @@ def installation(*, cache: Path | None = None, prefix: tuple[str, ...] = (), own
     at = Installation(home, environment, prefix)
     try:
         yield at
+        errors = [path.read_text() for path in home.glob("*/agent.err") if path.stat().st_size]
         for instance in at.document("list")["instances"] if home.exists() else ():
             at.run("delete", "--force", instance["name"])
     finally:
         left = leftovers(at)
         shutil.rmtree(folder)
     assert not left, f"these processes were left: {left}"
+    assert not errors, "a host agent complained:\n" + "\n".join(errors)
 
 
 @contextmanager

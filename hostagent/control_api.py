@@ -331,8 +331,9 @@ class _Connections:
             state = ConnectionState({})
             # It is annotated for TLS only, and serves both.
             await TCPServer(self._application, self._config, self._context, state, cast("Any", stream)).run()
-        except Exception:
-            _log.exception("a connection to the API failed")
+        except Exception as exc:
+            if not _is_late_answer(exc):
+                _log.exception("a connection to the API failed")
         finally:
             self._streams.discard(stream)
             if not self._streams:
@@ -349,6 +350,16 @@ class _Connections:
                     await self._idle.wait()
             for stream in self._streams:
                 stream.socket.close()
+
+
+def _is_late_answer(exc: BaseException) -> bool:
+    """Whether nothing went wrong but that an answer to a ping or close met the connection's end.
+
+    hypercorn takes its send lock for data, and not for the end of data (`TCPServer._close`), so trio sees two senders.
+    """
+    if isinstance(exc, BaseExceptionGroup):
+        return all(_is_late_answer(one) for one in exc.exceptions)
+    return isinstance(exc, trio.BusyResourceError)
 
 
 @contextlib.contextmanager

@@ -86,7 +86,6 @@ def test_a_reboot_takes_the_forwards_away_and_brings_them_back(served: Vm) -> No
 
 
 def test_down_is_clean_and_the_next_boot_is_quicker_and_brings_a_newer_agent(served: Vm, tmp_path: Path) -> None:
-    first_boot = served.phases.get("hello")
     version = served.status()["guest_agent"]["version"]
     stopped = served.at.document("down")
     assert stopped["stopped_by"] == "guest agent"
@@ -98,7 +97,8 @@ def test_down_is_clean_and_the_next_boot_is_quicker_and_brings_a_newer_agent(ser
     newer = newer_agent(served.at, version, tmp_path)
     upgraded = Installation(served.at.home, {**served.at.environment, "HOSTAGENT_GUESTAGENT": str(newer)})
     Vm(upgraded, served.name, served.configuration, served.phases).up()
-    print(f"first boot {first_boot}, second boot {served.phases['hello']}")
+    print(f"first boot {served.first_phases['hello']:.1f} s, second boot {served.phases['hello']:.1f} s")
+    assert served.phases["hello"] < served.first_phases["hello"]
     status = served.status()["guest_agent"]
     assert status["version"] == status["seed_version"] == f"{version}.newer"
     wait_until(lambda: answers(PORT), seconds=BOOT_SECONDS)
@@ -116,22 +116,22 @@ def newer_agent(at: Installation, version: str, folder: Path) -> Path:
     return copy
 
 
-def test_an_interrupted_boot_leaves_nothing_and_the_next_up_works_as_if_it_had_not_been(vm: Vm) -> None:
+def test_an_interrupted_boot_leaves_nothing_running(vm: Vm) -> None:
     """`vm` has the cache filled: what is interrupted here is the guest's boot."""
     with installation() as at:
         configuration = at.home.with_name("other.yaml")
         configuration.write_text(CONFIGURATION, encoding="utf-8")
-        for number, blow in enumerate((signal.SIGINT, signal.SIGTERM)):
+        for _ in range(2):  # the second time is the next `up` of what the first has left
             with at.start("up", str(configuration), "--json") as up:
                 assert up.stdout is not None
                 for line in up.stdout:
                     if b'"hello"' in line and b'"started"' in line:
                         break
-                up.send_signal(blow)
+                up.send_signal(signal.SIGINT)
                 _, errors = up.communicate(timeout=60)
-            assert up.returncode in (130, 143, -signal.SIGTERM), (number, up.returncode, errors)
+            assert up.returncode == 130, errors
             assert b"Traceback" not in errors
-            wait_until(lambda: not at.processes(), seconds=30)
+            assert not at.processes()
             (instance,) = at.document("list")["instances"]
             assert instance["state"] == "stopped"
 

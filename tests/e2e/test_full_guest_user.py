@@ -42,11 +42,16 @@ def shared_cache(vm: Vm, user: pwd.struct_passwd) -> Path:
 
 @pytest.fixture(scope="module")
 def theirs(shared_vm: Vm, user: pwd.struct_passwd) -> Iterator[Installation]:
-    """The user's hostagent; the programs are read from this checkout."""
+    """The user's hostagent.
+
+    The one right left, to read everything, is for this checkout and its Python, which may be in a folder of root's.
+    """
     cache = shared_cache(shared_vm, user)
     become = (
-        "setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups", "--inh-caps=-all",
-        "--bounding-set=-all", "env", f"HOME={user.pw_dir}", f"USER={USER}", f"LOGNAME={USER}",
+        "setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups",
+        "--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search",
+        "--bounding-set=-all,+dac_read_search",
+        "env", f"HOME={user.pw_dir}", f"USER={USER}", f"LOGNAME={USER}",
     )  # fmt: skip
     with installation(cache=cache, prefix=become, owner=user.pw_uid) as at:
         yield at

@@ -106,6 +106,8 @@ class Vm:
     configuration: Path
     phases: dict[str, float] = field(default_factory=dict)
     """Seconds of each phase of the last `up`."""
+    first_phases: dict[str, float] = field(default_factory=dict)
+    """Those of the first one."""
 
     def up(self, seconds: float = BOOT_SECONDS) -> list[dict[str, Any]]:
         """Bring it up; the events of that."""
@@ -113,6 +115,8 @@ class Vm:
         done = [event for event in events if event["event"] == "phase" and event["state"] == "done"]
         self.phases.clear()
         self.phases.update({event["phase"]: event["seconds"] for event in done})
+        if not self.first_phases:
+            self.first_phases.update(self.phases)
         return events
 
     def status(self) -> dict[str, Any]:

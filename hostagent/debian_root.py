@@ -21,8 +21,8 @@ from pathlib import Path
 
 from hostagent.debian_sources import CODENAMES, KEYRING, debian_sources, proxy_environment
 from hostagent.errors import UserError
-from hostagent.image_build import _mode, _run_mmdebstrap
 from hostagent.image_cache import disk_errors, entry_lock
+from hostagent.mmdebstrap import run_mmdebstrap, usable_mode
 from hostagent.progress import Progress
 
 PACKAGES = (
@@ -56,7 +56,7 @@ async def obtain_debian_root(cache: Path, progress: Progress) -> Path:
             " guests', and mmdebstrap, which makes that root, is not installed",
             "on Debian or Ubuntu: sudo apt-get install mmdebstrap uidmap",
         )
-    mode = await _mode()
+    mode = await usable_mode()
     folder = cache / "debian-root"
     archive = folder / f"{KEY}.tar"
     async with entry_lock(folder / ".lock", "the Debian root to freeze in", progress):
@@ -75,7 +75,7 @@ async def _build(archive: Path, mode: str, progress: Progress) -> None:
         unfinished = Path(staging) / archive.name
         command = mmdebstrap_command(mode, sources, unfinished)
         try:
-            await _run_mmdebstrap(command, environment, archive.with_suffix(".log"), progress)
+            await run_mmdebstrap(command, environment, archive.with_suffix(".log"), progress)
         except UserError as error:
             raise UserError(f"no Debian root to freeze the guest agent in: {error.message}", error.hint) from error
         # What is renamed must be on the disk first: a power cut must not leave a complete-looking archive.

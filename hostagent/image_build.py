@@ -22,24 +22,21 @@ import io
 import os
 import platform
 import shutil
-import signal
-import subprocess
 import tarfile
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Literal
 
 import trio
 
-from hostagent.build_output import BuildOutput, explain_failure
 from hostagent.cidata import guest_files
 from hostagent.debian_sources import CODENAMES, KEYRING, debian_sources, proxy_environment
 from hostagent.errors import UserError
 from hostagent.image_cache import Image, disk_errors, entry_lock
+from hostagent.mmdebstrap import run_mmdebstrap, usable_mode
 from hostagent.progress import Progress
 
 Release = Literal["debian-12", "debian-13"]
@@ -80,9 +77,6 @@ ROOM_FOR_WORK = 3 * 2**30
 
 ROOM_FOR_RESULT = 512 * 2**20
 """Bytes that the finished image needs in the cache."""
-
-_STOP_SECONDS = 10
-"""How long mmdebstrap may take to remove its root after it was told to stop."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,14 +181,14 @@ async def _build(recipe: Recipe, entry: Path, progress: Progress) -> None:
     progress.update("preparing the image build", 0, None)
     work = Path(os.environ.get("TMPDIR") or "/var/tmp")  # noqa: S108 (mmdebstrap makes a folder of its own in it)
     check_host(recipe, work, entry.parent)
-    mode = await _mode()
+    mode = await usable_mode()
     sources = await debian_sources(CODENAMES[recipe.release])
     environment = {**await proxy_environment(), "TMPDIR": str(work), "LC_ALL": "C.UTF-8"}
     with disk_errors(entry.parent), tempfile.TemporaryDirectory(prefix=".build-", dir=entry.parent) as staging_name:
         staging = Path(staging_name)
         (staging / "overlay.tar").write_bytes(recipe.overlay)
         log = entry.parent / f"{recipe.key}.log"
-        await _run_mmdebstrap(mmdebstrap_command(recipe, mode, sources, staging), environment, log, progress)
+        await run_mmdebstrap(mmdebstrap_command(recipe, mode, sources, staging), environment, log, progress)
         await trio.to_thread.run_sync(_publish, staging, entry)
 
 
@@ -234,25 +228,6 @@ def _machine(recipe: Recipe) -> str:
     return "aarch64" if recipe.architecture == "arm64" else "x86_64"
 
 
-async def _mode() -> str:
-    """mmdebstrap's mode: root when we are, else a user namespace, which is tried out first."""
-    if os.geteuid() == 0:
-        return "root"
-    if shutil.which("newuidmap") is None:
-        raise UserError(
-            "building an image without root needs newuidmap", "on Debian or Ubuntu: sudo apt-get install uidmap"
-        )
-    probe = ["mmdebstrap", "--unshare-helper", "true"]
-    done = await trio.run_process(probe, capture_stdout=True, capture_stderr=True, check=False)
-    if done.returncode != 0:
-        raise UserError(
-            f"this user cannot make user namespaces: {done.stderr.decode(errors='replace').strip()[-300:]}",
-            "give the user a range of ids: sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $USER"
-            " (and allow user namespaces where a sysctl or AppArmor forbids them), or run this once as root",
-        )
-    return "unshare"
-
-
 def mmdebstrap_command(recipe: Recipe, mode: str, sources: Sequence[str], staging: Path) -> list[str]:
     """The mmdebstrap command line that leaves disk.qcow2, vmlinuz and initrd.img in `staging`."""
     hooks = [
@@ -279,37 +254,3 @@ def mmdebstrap_command(recipe: Recipe, mode: str, sources: Sequence[str], stagin
         *hooks,
         CODENAMES[recipe.release], "-", *sources,
     ]  # fmt: skip
-
-
-async def _run_mmdebstrap(command: list[str], environment: dict[str, str], log: Path, progress: Progress) -> None:
-    output = BuildOutput(progress)
-    with log.open("wb") as log_file:
-        async with trio.open_nursery() as nursery:
-            process: trio.Process = await nursery.start(
-                partial(
-                    trio.run_process,
-                    command,
-                    env=environment,
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.STDOUT,
-                    start_new_session=True,  # so that all of it can be stopped, and Ctrl-C reaches it through us only
-                    check=False,
-                    deliver_cancel=_stop,
-                )
-            )
-            assert process.stdout is not None
-            async for chunk in process.stdout:
-                log_file.write(chunk)
-                output.feed(chunk)
-    if process.returncode != 0:
-        raise explain_failure(output.tail, log)
-
-
-async def _stop(process: trio.Process) -> None:
-    """Let mmdebstrap remove its root; kill what is left of its session after a while."""
-    os.killpg(process.pid, signal.SIGTERM)
-    with trio.move_on_after(_STOP_SECONDS):
-        await process.wait()
-        return
-    os.killpg(process.pid, signal.SIGKILL)

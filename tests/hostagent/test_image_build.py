@@ -47,7 +47,7 @@ class Builder:
         monkeypatch.setenv("PATH", f"{self._programs}:{os.environ['PATH']}")
         monkeypatch.setenv("HOSTAGENT_TEST", str(self.notes))
         monkeypatch.setenv("TMPDIR", str(folder / "work"))
-        monkeypatch.setattr(image_build, "_mode", self._root)
+        monkeypatch.setattr(image_build, "usable_mode", self._root)
         monkeypatch.setattr(image_build, "debian_sources", self._no_sources)
 
     async def _root(self) -> str:

@@ -147,7 +147,7 @@ def _command(kernel: Path, initramfs: Path, listeners: dict[str, socket.socket])
     return [
         "setpriv", "--pdeathsig", "KILL",
         "qemu-system-x86_64",
-        "-machine", "q35",
+        "-machine", "q35,hpet=off",
         "-accel", "tcg,thread=multi",
         "-cpu", "max",
         "-smp", "2",

@@ -49,7 +49,7 @@ FULL = """\
 -nodefaults
 -no-user-config
 -display none
--machine q35,sata=off
+-machine q35,sata=off,hpet=off
 -accel tcg,thread=multi
 -cpu max
 -smp 2
@@ -75,9 +75,9 @@ FULL = """\
 """
 
 PROCESSORS = {
-    (X86_64, KVM): "-machine q35,sata=off -accel kvm -cpu host",
-    (X86_64, HVF): "-machine q35,sata=off -accel hvf -cpu host",
-    (X86_64, TCG): "-machine q35,sata=off -accel tcg,thread=multi -cpu max",
+    (X86_64, KVM): "-machine q35,sata=off,hpet=off -accel kvm -cpu host",
+    (X86_64, HVF): "-machine q35,sata=off,hpet=off -accel hvf -cpu host",
+    (X86_64, TCG): "-machine q35,sata=off,hpet=off -accel tcg,thread=multi -cpu max",
     (AARCH64, KVM): "-machine virt,gic-version=max -accel kvm -cpu host",
     (AARCH64, HVF): "-machine virt -accel hvf -cpu host",
     (AARCH64, TCG): "-machine virt,gic-version=max -accel tcg,thread=multi -cpu max,pauth-impdef=on",

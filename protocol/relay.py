@@ -168,21 +168,22 @@ class SocketRelay:
                 return
 
     def read_turn(self) -> bool:
-        """Read until the stream has no room or the socket no more; whether there may be more."""
+        """Read once, as much as fits a frame; whether there may be more.
+
+        Once, so that a full stream does not keep the others waiting for longer than one frame takes.
+        """
         more = True
         try:
-            while not self.finished and (room := self._stream.room()):
+            if not self.finished and (room := self._stream.room()):
                 data = self._sock.recv(min(room, MAX_PAYLOAD))
-                if not data:
+                if data:
+                    self.sent += len(data)
+                    self._connection.send_data(self._stream, data)
+                else:
                     self._connection.send_end(self._stream)
                     self._read_over = True
                     self._end_if_over()
                     more = False
-                    break
-                self.sent += len(data)
-                self._connection.send_data(self._stream, data)
-                if len(data) < MAX_PAYLOAD:
-                    break  # most likely that was all: asking would cost a system call
         except BlockingIOError:
             pass
         except OSError as exc:

@@ -149,7 +149,7 @@ def _command(kernel: Path, initramfs: Path, listeners: dict[str, socket.socket])
         "qemu-system-x86_64",
         "-machine", "q35,hpet=off",
         "-accel", "tcg,thread=multi",
-        "-cpu", "max",
+        "-cpu", "max,-erms",
         "-smp", "2",
         "-m", "512",
         "-nodefaults", "-no-user-config", "-no-reboot",

@@ -51,7 +51,7 @@ FULL = """\
 -display none
 -machine q35,sata=off,hpet=off
 -accel tcg,thread=multi
--cpu max
+-cpu max,-erms
 -smp 2
 -m 512M
 -rtc base=utc
@@ -77,7 +77,7 @@ FULL = """\
 PROCESSORS = {
     (X86_64, KVM): "-machine q35,sata=off,hpet=off -accel kvm -cpu host",
     (X86_64, HVF): "-machine q35,sata=off,hpet=off -accel hvf -cpu host",
-    (X86_64, TCG): "-machine q35,sata=off,hpet=off -accel tcg,thread=multi -cpu max",
+    (X86_64, TCG): "-machine q35,sata=off,hpet=off -accel tcg,thread=multi -cpu max,-erms",
     (AARCH64, KVM): "-machine virt,gic-version=max -accel kvm -cpu host",
     (AARCH64, HVF): "-machine virt -accel hvf -cpu host",
     (AARCH64, TCG): "-machine virt,gic-version=max -accel tcg,thread=multi -cpu max,pauth-impdef=on",

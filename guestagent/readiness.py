@@ -7,8 +7,9 @@ each message, and two tasks to start and end for each connection. Under emulatio
 connection. An epoll set is itself readable while something in it is ready (epoll(7)), so trio waits for the set alone.
 
 While something is ready, the set is served again before trio gets its turn, for `TURN` at the most. What else waits in
-trio is that much later, and only while bytes flow. Rejected: waiting a millisecond for what is about to come (the answer
-of the program that was just given bytes). The round trip became no shorter, and a third fewer datagrams went through.
+trio is that much later, and only while bytes flow. Rejected: waiting a millisecond for what is about to come (the
+answer of the program that was just given bytes). The round trip became no shorter, and a third fewer datagrams went
+through.
 
 What is ready is level-triggered: a callback may leave data behind, others then get their turn first. A callback that
 raises ends its own stream and nothing else.

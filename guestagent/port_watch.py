@@ -39,6 +39,9 @@ OWNER_DELAY = 0.005
 OWNER_REST = 10
 """How many times as long as a search took the next one has to wait: searching takes at most a tenth of the time."""
 
+OWNER_REST_MOST = 1.0
+"""Seconds after which the next search begins anyhow: one among thousands of processes must not hide later owners."""
+
 _FAILED_LOOK_PAUSE = 0.25
 _MAX_THREAD_HINTS = 64
 
@@ -249,4 +252,4 @@ class PortWatch:
             if owners:
                 self._owners.update(owners)
                 self._sink.owned(owners)
-            await trio.sleep(OWNER_REST * (trio.current_time() - began))
+            await trio.sleep(min(OWNER_REST * (trio.current_time() - began), OWNER_REST_MOST))

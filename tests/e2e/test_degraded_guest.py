@@ -26,7 +26,7 @@ AS_NOBODY = (
 CASES = {
     "all there": ("guestagent", {}),
     "no tracefs": (f"{HIDE_TRACEFS}; guestagent", {TRACEFS: "tracefs", KPROBE: "tracefs"}),
-    "no sock_diag": (f"{HIDE_SOCK_DIAG}; guestagent", {DUMP: "not compiled", TCP_DESTROY: "", UDP_DESTROY: ""}),
+    "no sock_diag": (f"{HIDE_SOCK_DIAG}; guestagent", {DUMP: "module missing", TCP_DESTROY: "", UDP_DESTROY: ""}),
     "no rights": (
         AS_NOBODY,
         dict.fromkeys((TRACEFS, KPROBE, NFTABLES, AUDIT), "not permitted"),

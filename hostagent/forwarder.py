@@ -5,6 +5,10 @@ listeners that are there is carried out: those that nobody wants are closed, mis
 cannot be had is tried again every `RETRY` seconds until it can. There is no event for that without root: the kernel
 tells only CAP_NET_ADMIN about the end of other processes' sockets.
 
+A change is carried out at once, unless the one before was a moment ago: then it waits, together with all that follow,
+for as long as that one took. So a guest that changes ports without end gets half of a CPU, and the API and the streams
+the other half. Listeners take at most half of the descriptors that this process may have, so that clients find some.
+
 While the guest agent is away the listeners stay and their forwards are `stalled`; a guest that booted anew has none
 of its old ports, so everything goes at once.
 """
@@ -12,6 +16,8 @@ of its old ports, so everything goes at once.
 from __future__ import annotations
 
 import errno
+import os
+import resource
 import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -30,6 +36,9 @@ from protocol.ports import Port, PortOwner, Protocol
 from protocol.stream_messages import SocketTarget
 
 RETRY = 0.5
+
+LONGEST_REST = 0.25
+"""Seconds that changes may have to wait for others that took long."""
 
 _NO_IPV6 = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 _TWINS = {"::1", "::"}
@@ -68,6 +77,10 @@ class Forwarder:
         self._idle_traffic = Traffic()
         self._ready = trio.Event()
         self._failed = trio.Event()
+        self._stale = trio.Event()
+        self._rested = 0.0
+        self._most_listeners = _most_listeners()
+        self._listening = 0
         self._nursery: trio.Nursery | None = None
         self._connections: trio.Nursery | None = None
 
@@ -75,6 +88,7 @@ class Forwarder:
         """Serve until cancelled."""
         async with trio.open_nursery() as connections, trio.open_nursery() as nursery:
             self._connections, self._nursery = connections, nursery
+            nursery.start_soon(self._apply_late)
             task_status.started()
             await self._retry()
 
@@ -89,26 +103,37 @@ class Forwarder:
         """The guest's whole list of ports."""
         self._ports = set(ports)
         self._owners = {port: owner for port, owner in self._owners.items() if port in self._ports}
+        first = not self._ready.is_set()
         self._ready.set()
-        self._apply()
+        self._apply_soon(at_once=first)
 
     def change(self, opened: Collection[Port], closed: Collection[Port]) -> bool:
         """Ports that opened and closed; False when there are more than `MAX_PORTS`, and new ones were left out."""
         self._ports.difference_update(closed)
         for port in closed:
-            self._owners.pop(port, None)
-        fits = len(self._ports.union(opened)) <= MAX_PORTS
+            self._name_owner(port, None)
+        new = set(opened) - self._ports
+        fits = len(self._ports) + len(new) <= MAX_PORTS
         if fits:
-            self._ports.update(opened)
-        self._apply()
+            self._ports |= new
+        self._apply_soon()
         return fits
 
     def name_owners(self, owners: Iterable[tuple[Port, PortOwner]]) -> None:
         """Who holds ports that are known already."""
         for port, owner in owners:
-            if (forward := self._forwards.get(port)) is not None:
-                self._owners[port] = forward.owner = owner
-                self._changed(forward, True)
+            if port in self._ports and self._owners.get(port) != owner:
+                self._name_owner(port, owner)
+                if (forward := self._forwards.get(port)) is not None:
+                    self._changed(forward, True)
+
+    def _name_owner(self, port: Port, owner: PortOwner | None) -> None:
+        if owner is None:
+            self._owners.pop(port, None)
+        else:
+            self._owners[port] = owner
+        if (forward := self._forwards.get(port)) is not None:
+            forward.owner = owner
 
     def stall(self) -> None:
         """The guest agent is away."""
@@ -117,22 +142,41 @@ class Forwarder:
 
     # ------------------------------------------------------------------ listeners
 
+    def _apply_soon(self, *, at_once: bool = False) -> None:
+        """Carry out what changed, now or after the rest that the last change earned."""
+        if at_once or (trio.current_time() >= self._rested and not self._stale.is_set()):
+            self._apply()
+        else:
+            self._stale.set()
+
+    async def _apply_late(self) -> None:
+        """Carry out what had to wait."""
+        while True:
+            await self._stale.wait()
+            await trio.sleep_until(self._rested)
+            self._stale = trio.Event()
+            self._apply()
+
     def _apply(self) -> None:
         """Make the listeners and the table what the ports and rules ask for."""
+        began = trio.current_time()
         self._plan = plan(self._ports, self._rules)
         for key in self._listeners.keys() - self._plan.targets.keys():
-            self._listeners.pop(key).close()
-        for key in self._plan.targets.keys() - self._listeners.keys():
-            self._listeners[key] = _Listener()
-            self._open(key)
+            self._close(key)
+        for key in self._plan.targets:
+            if key not in self._listeners:
+                self._listeners[key] = _Listener()
+                self._open(key)
         for port in self._forwards.keys() - self._plan.decisions.keys():
             self._changed(self._forwards.pop(port), False)
         self._update_states()
+        ended = trio.current_time()
+        self._rested = ended + min(ended - began, LONGEST_REST)
 
     def _open(self, key: ListenerKey) -> None:
         listener = self._listeners[key]
         try:
-            listener.sock = listen(key)
+            listener.sock = self._listen(key)
         except OSError as exc:
             listener.error = exc
             if not _is_missed_by_nobody(key, listener):
@@ -140,8 +184,20 @@ class Forwarder:
             return
         listener.error = None
         listener.holder = None
+        self._listening += 1
         assert self._nursery is not None
         self._nursery.start_soon(self._serve, key, listener.sock)
+
+    def _listen(self, key: ListenerKey) -> socket.socket:
+        if self._listening >= self._most_listeners:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return listen(key)
+
+    def _close(self, key: ListenerKey) -> None:
+        listener = self._listeners.pop(key)
+        if listener.sock is not None:
+            listener.close()
+            self._listening -= 1
 
     async def _serve(self, key: ListenerKey, sock: socket.socket) -> None:
         """Serve one listener until its socket is closed."""
@@ -173,16 +229,24 @@ class Forwarder:
         while True:
             await self._failed.wait()
             self._failed = trio.Event()
-            await self._name_holders()
-            self._update_states()
+            if await self._name_holders():
+                self._update_states()
             await trio.sleep(RETRY)
-            for key, listener in list(self._listeners.items()):
-                if listener.error is not None and not _is_missed_by_nobody(key, listener):
-                    self._open(key)
-            self._update_states()
+            if self._open_missing():
+                self._update_states()
 
-    async def _name_holders(self) -> None:
-        """Find out who has the ports that are taken, unless that is known and still true."""
+    def _open_missing(self) -> bool:
+        """Try every listener again that could not be had; whether that changed anything to be shown."""
+        changed = False
+        for key, listener in list(self._listeners.items()):
+            error = listener.error
+            if error is not None and not _is_missed_by_nobody(key, listener):
+                self._open(key)
+                changed |= listener.error is None or listener.error.errno != error.errno
+        return changed
+
+    async def _name_holders(self) -> bool:
+        """Find out who has the ports that are taken, unless that is known and still true; whether there was any."""
         taken = {
             key: listener
             for key, listener in self._listeners.items()
@@ -192,6 +256,7 @@ class Forwarder:
         if unknown:
             for key, holder in (await trio.to_thread.run_sync(port_holders, unknown)).items():
                 taken[key].holder = holder
+        return bool(unknown)
 
     # ------------------------------------------------------------------ the table
 
@@ -244,6 +309,11 @@ class Forwarder:
         return ForwardState.LISTENING, ""
 
 
+def _most_listeners() -> int:
+    """How many listeners there may be, so that half of the descriptors are left for all else."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+
+
 def _is_missed_by_nobody(key: ListenerKey, listener: _Listener) -> bool:
     """Whether this is the IPv6 half of a forward on a host without IPv6."""
     return listener.error is not None and listener.error.errno in _NO_IPV6 and key.host.address in _TWINS
@@ -265,6 +335,11 @@ def _trouble(listener: _Listener, key: ListenerKey) -> tuple[ForwardState, str]:
         case errno.EADDRNOTAVAIL:
             return ForwardState.FAILED, (
                 f"this host has no address {key.host.address}: it is forwarded as soon as it has, or change hostIP"
+            )
+        case errno.EMFILE | errno.ENFILE:
+            return ForwardState.FAILED, (
+                "the host agent may not open more files: close ports in the guest, or raise the limit (`ulimit -n`) "
+                "and start the instance again"
             )
         case _:
             return ForwardState.FAILED, f"{key.host}: {exc.strerror}; tried again every {RETRY} s"

@@ -379,9 +379,9 @@ async def test_more_ports_than_a_guest_may_have(tmp_path: Path, monkeypatch: pyt
         first, second, third = (Port(Protocol.TCP, GUEST, free_number()) for _ in range(3))
         assert seen.forwarder.change([first, second], [])
         assert not seen.forwarder.change([third], [])
-        assert len(seen.forwarder.forwards) == 2
+        await seen.sees(lambda forwards: len(forwards) == 2)
         assert seen.forwarder.change([third], [first])
-        assert [forward.guest.port for forward in seen.forwarder.forwards] == [second.number, third.number]
+        await seen.sees(lambda forwards: [forward.guest.port for forward in forwards] == [second.number, third.number])
 
 
 async def test_five_thousand_ports(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ class Agent:
         self.events = EventLog(first_id=last_event_id(paths.agent_log) + 1)
         hello = Hello(*PROTOCOL_VERSIONS, frozenset({"tcp", "udp", "exec"}), version, "", "")
         self._channel = Channel(paths.channel_socket, hello, self)
-        self._forwarder = Forwarder(self._channel, plan.rules, self._forward_changed)
+        self._forwarder = Forwarder(self._channel, plan.forwarding, self._forward_changed)
         self._phases = PhaseClock()
         self._phase_changed = trio.Event()
         self._started = time.time()

@@ -19,16 +19,24 @@ The command line imports this module for type checking only: making these classe
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any, TypedDict, final
 
 API_VERSION = 1
 
 
+@final
 class EndpointShape(TypedDict):
     """An address and a port."""
 
     address: str
     port: int
+
+
+@final
+class SocketShape(TypedDict):
+    """A unix socket's absolute path."""
+
+    path: str
 
 
 class OwnerShape(TypedDict):
@@ -54,12 +62,16 @@ class TrafficShape(TypedDict):
 
 
 class PortShape(TypedDict):
-    """One port that is open in the guest, and what became of it on the host."""
+    """One forward: a port that is open in the guest, or what a rule puts there, and what became of it on the host.
+
+    `kind` is "socket", "nat" or "service" for a port that the guest opened, and "static" or "reverse" for what a rule
+    alone makes; `protocol` is "tcp", "udp" or "unix".
+    """
 
     state: str
     protocol: str
-    host: list[EndpointShape]
-    guest: EndpointShape
+    host: list[EndpointShape | SocketShape]
+    guest: EndpointShape | SocketShape
     kind: str
     owner: OwnerShape | None
     traffic: TrafficShape

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hostagent.config.mistakes import printable
 
 if TYPE_CHECKING:
-    from hostagent.api_shapes import CheckShape, EndpointShape, EventShape, Instance, PortShape
+    from hostagent.api_shapes import CheckShape, EndpointShape, EventShape, Instance, PortShape, SocketShape
 
 _ESCAPE_SEQUENCE: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 """Control sequences, operating system commands and other escapes (ECMA-48 sections 5.4 and 5.6)."""
@@ -189,16 +189,18 @@ def _scalar(key: str, value: object, now: float, colour: bool) -> str:
     return ", ".join(map(plain, value)) if isinstance(value, list) else plain(value)
 
 
-def _endpoint(endpoint: EndpointShape) -> str:
+def _endpoint(endpoint: EndpointShape | SocketShape) -> str:
+    if "path" in endpoint:
+        return endpoint["path"]
     address = endpoint["address"]
     return f"[{address}]:{endpoint['port']}" if ":" in address else f"{address}:{endpoint['port']}"
 
 
-def _endpoints(endpoints: Sequence[EndpointShape]) -> str:
+def _endpoints(endpoints: Sequence[EndpointShape | SocketShape]) -> str:
     """Where a forward listens, both loopback addresses as the one name that stands for them."""
-    ports = {endpoint["port"] for endpoint in endpoints}
-    if len(ports) == 1 and tuple(endpoint["address"] for endpoint in endpoints) == _LOOPBACK:
-        return f"localhost:{ports.pop()}"
+    ports = [endpoint for endpoint in endpoints if "port" in endpoint]
+    if len({port["port"] for port in ports}) == 1 and tuple(port["address"] for port in ports) == _LOOPBACK:
+        return f"localhost:{ports[0]['port']}"
     return ", ".join(map(_endpoint, endpoints)) or "-"
 
 

@@ -41,12 +41,12 @@ from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
 from hostagent import api_shapes, openapi
-from hostagent.api_shapes import EndpointShape, OwnerShape, PortList, PortShape, TrafficShape
+from hostagent.api_shapes import EndpointShape, OwnerShape, PortList, PortShape, SocketShape, TrafficShape
 from hostagent.control_exec import serve_exec
 from hostagent.errors import UserError
 from hostagent.event_log import EventLog, Subscription
 from hostagent.exec_frames import MAX_FRAME
-from hostagent.forwards import Endpoint, Forward
+from hostagent.forwards import Endpoint, Forward, SocketFile
 from hostagent.openapi import Operation, Parameter
 from hostagent.running_instance import RunningInstance
 from protocol.ports import PortOwner
@@ -96,9 +96,9 @@ def port_shape(forward: Forward) -> PortShape:
     owner, traffic = forward.owner, forward.traffic
     return PortShape(
         state=str(forward.state),
-        protocol=str(forward.protocol),
-        host=[_endpoint_shape(endpoint) for endpoint in forward.host],
-        guest=_endpoint_shape(forward.guest),
+        protocol="unix" if isinstance(forward.guest, SocketFile) else str(forward.protocol),
+        host=[_end_shape(end) for end in forward.host],
+        guest=_end_shape(forward.guest),
         kind=str(forward.kind),
         owner=None if owner is None else _owner_shape(owner),
         traffic=TrafficShape(
@@ -117,8 +117,10 @@ def port_shape(forward: Forward) -> PortShape:
     )
 
 
-def _endpoint_shape(endpoint: Endpoint) -> EndpointShape:
-    return EndpointShape(address=endpoint.address, port=endpoint.port)
+def _end_shape(end: Endpoint | SocketFile) -> EndpointShape | SocketShape:
+    if isinstance(end, SocketFile):
+        return SocketShape(path=end.path)
+    return EndpointShape(address=end.address, port=end.port)
 
 
 def _owner_shape(owner: PortOwner) -> OwnerShape:

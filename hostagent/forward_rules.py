@@ -15,10 +15,10 @@ from __future__ import annotations
 
 import functools
 import ipaddress
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from hostagent.forwards import Endpoint
+from hostagent.forwards import Endpoint, GuestEnd, HostEnd, SocketFile
 from protocol.ports import Port, Protocol
 
 LOOPBACK = "127.0.0.1"
@@ -35,10 +35,12 @@ _parsed = functools.lru_cache(1_024)(ipaddress.ip_address)
 
 @dataclass(frozen=True, slots=True)
 class ForwardRule:
-    """One rule. Ranges are inclusive; `guest_address` and `host_address` are canonical text."""
+    """One rule. Ranges are inclusive; addresses are canonical text; a path that is empty is none."""
 
     text: str
     """The rule in words, for `hostagent ports`."""
+    name: str = ""
+    """What a user calls it: "portForwards.0" for the first of a configuration; empty for a built-in one."""
     protocol: Protocol | None = None
     """None means both."""
     guest_address: str = LOOPBACK
@@ -49,15 +51,30 @@ class ForwardRule:
     loopback_network: bool = False
     """Matches all of 127.0.0.0/8 and ::1, not only `guest_address`."""
     guest_ports: tuple[int, int] = (1, 65_535)
+    guest_socket: str = ""
+    """Absolute path in the guest. Then the rule is about this socket and about no port."""
     host_address: str = LOOPBACK
     host_ports: tuple[int, int] | None = None
     """None means the same as `guest_ports`."""
+    host_socket: str = ""
+    """Absolute path on the host, instead of an address and port."""
     ignore: bool = False
+    reverse: bool = False
+    """The guest's end listens, and leads to the host's."""
+    static: bool = False
+    """The host listens at once, before the guest's program exists."""
+    wait: float = 0.0
+    """Seconds that a connection to a standing forward waits for the guest's program; 0 refuses it at once."""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.text}" if self.name else self.text
 
     def matches(self, port: Port) -> bool:
         """Whether this rule decides about `port`."""
         first, last = self.guest_ports
         if self.protocol not in (None, port.protocol) or not first <= port.number <= last:
+            return False
+        if self.guest_socket or self.reverse:
             return False
         bound = _parsed(port.address)
         if bound.is_unspecified:
@@ -75,6 +92,12 @@ class ForwardRule:
         """The host port for `guest_port`."""
         return (self.host_ports or self.guest_ports)[0] + guest_port - self.guest_ports[0]
 
+    def host_end(self, guest_port: int) -> HostEnd:
+        """Where `guest_port` is to be found on the host."""
+        if self.host_socket:
+            return SocketFile(self.host_socket)
+        return Endpoint(self.host_address, self.host_port(guest_port))
+
 
 def _ignore(text: str, *ports: int, protocol: Protocol | None = None, address: str = "") -> list[ForwardRule]:
     return [
@@ -90,8 +113,12 @@ def _ignore(text: str, *ports: int, protocol: Protocol | None = None, address: s
     ]
 
 
+SSH = 22
+
+_SSH = _ignore("the guest's ssh server is not forwarded unless a rule names port 22 alone", SSH, protocol=Protocol.TCP)
+
 RULES_BEFORE: tuple[ForwardRule, ...] = (
-    *_ignore("the guest's ssh server is not forwarded: `hostagent shell` needs none", 22, protocol=Protocol.TCP),
+    *_SSH,
     *_ignore("the guest's own DNS stub is not forwarded", 53, address="127.0.0.53"),
     *_ignore("the guest's own DNS stub is not forwarded", 53, address="127.0.0.54"),
 )
@@ -108,27 +135,88 @@ RULES_AFTER: tuple[ForwardRule, ...] = (
         guest_ports=(EPHEMERAL.start, EPHEMERAL.stop - 1),
         ignore=True,
     ),
-    ForwardRule(text="default: loopback and wildcard ports to the host's loopback", loopback_network=True),
 )
 """Decide after the user's rules."""
 
+_BY_DEFAULT = ForwardRule(text="default: loopback and wildcard ports to the host's loopback", loopback_network=True)
+_NOT_BY_DEFAULT = ForwardRule(
+    text="no rule names it, and forwardDefault is none: add a rule to portForwards", any_address=True, ignore=True
+)
+_SWITCHED_OFF = ForwardRule(
+    text="forwarding is switched off: remove `forwarding: false`", any_address=True, ignore=True
+)
 _NO_RULE = ForwardRule(text="bound to one address that no rule names: add one with guestIP", ignore=True)
 
 
-def match(port: Port, rules: Sequence[ForwardRule]) -> ForwardRule:
-    """The rule that decides about `port`. There always is one."""
-    for rule in (*RULES_BEFORE, *rules, *RULES_AFTER):
-        if rule.matches(port):
-            return rule
-    return _NO_RULE
+@dataclass(frozen=True, slots=True)
+class RuleSet:
+    """All that decides about an instance's forwards."""
+
+    rules: tuple[ForwardRule, ...] = ()
+    """The user's, in their order: the first that matches a port decides."""
+    forward_by_default: bool = True
+    """Whether a port that no rule matches is forwarded when it is bound to loopback or to all addresses."""
+    enabled: bool = True
+    """Whether anything is forwarded at all."""
+
+    def in_order(self) -> tuple[ForwardRule, ...]:
+        """Every rule, the built-in ones too, in the order in which they are asked."""
+        if not self.enabled:
+            return (_SWITCHED_OFF,)
+        last = _BY_DEFAULT if self.forward_by_default else _NOT_BY_DEFAULT
+        return (*filter(_names_ssh, self.rules), *RULES_BEFORE, *self.rules, *RULES_AFTER, last)
+
+    def standing(self) -> tuple[StandingForward, ...]:
+        """The forwards that exist because a rule names both of their ends, in the order of the rules."""
+        return tuple(forward for rule in self.rules for forward in _standing(rule)) if self.enabled else ()
 
 
-@dataclass(frozen=True, slots=True, order=True)
+BY_DEFAULT = RuleSet()
+"""No rule of the user's."""
+
+
+def _names_ssh(rule: ForwardRule) -> bool:
+    """Whether this is what the ssh server is never forwarded without: nobody writes it by accident."""
+    return rule.guest_ports == (SSH, SSH)
+
+
+@dataclass(frozen=True, slots=True)
+class StandingForward:
+    """A forward that exists whatever the guest has open: a static port, a socket, or a reverse one."""
+
+    protocol: Protocol
+    """TCP for sockets: they carry streams."""
+    guest: GuestEnd
+    host: HostEnd
+    rule: str
+    reverse: bool = False
+    """The guest's end listens, and connections leave to the host's."""
+    wait: float = 0.0
+
+
+def _standing(rule: ForwardRule) -> Iterator[StandingForward]:
+    if rule.guest_socket:
+        host = rule.host_end(rule.guest_ports[0])
+        yield StandingForward(Protocol.TCP, SocketFile(rule.guest_socket), host, str(rule), rule.reverse, rule.wait)
+    elif rule.static or rule.reverse:
+        address = "0.0.0.0" if rule.any_address or rule.must_be_zero else rule.guest_address  # noqa: S104
+        for protocol in Protocol if rule.protocol is None else (rule.protocol,):
+            for number in range(rule.guest_ports[0], rule.guest_ports[1] + 1):
+                guest = Endpoint(address, number)
+                yield StandingForward(protocol, guest, rule.host_end(number), str(rule), rule.reverse, rule.wait)
+
+
+def match(port: Port, rules: Iterable[ForwardRule]) -> ForwardRule:
+    """The first of `rules` that decides about `port`, or the one that says that none does."""
+    return next((rule for rule in rules if rule.matches(port)), _NO_RULE)
+
+
+@dataclass(frozen=True, slots=True)
 class ListenerKey:
     """One host listener."""
 
     protocol: Protocol
-    host: Endpoint
+    host: HostEnd
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,25 +240,26 @@ class Plan:
     targets: dict[ListenerKey, Port]
 
 
-def plan(ports: Iterable[Port], rules: Sequence[ForwardRule]) -> Plan:
+def plan(ports: Iterable[Port], rules: RuleSet) -> Plan:
     """Decide about all `ports`."""
+    ordered = rules.in_order()
     decisions: dict[Port, Decision] = {}
     claims: dict[ListenerKey, list[Port]] = {}
     for port in sorted(ports):
-        rule = match(port, rules)
+        rule = match(port, ordered)
         if rule.ignore:
-            decisions[port] = Decision(rule.text, (), rule.text)
+            decisions[port] = Decision(str(rule), (), rule.text)
             continue
-        main = ListenerKey(port.protocol, Endpoint(rule.host_address, rule.host_port(port.number)))
+        main = ListenerKey(port.protocol, rule.host_end(port.number))
         holders = claims.setdefault(main, [])
         if holders and holders[0].number != port.number:
             reason = f"guest port {holders[0].number} is forwarded there already: change one of the rules"
-            decisions[port] = Decision(rule.text, (main,), reason, rival=holders[0])
+            decisions[port] = Decision(str(rule), (main,), reason, rival=holders[0])
             continue
         holders.append(port)
-        decisions[port] = Decision(rule.text, tuple(_with_twin(main)))
+        decisions[port] = Decision(str(rule), tuple(_with_twin(main)))
     targets = {
-        key: _nearest(key.host.address, holders)
+        key: _nearest(key.host, holders)
         for main, holders in claims.items()
         for key in _with_twin(main)
     }  # fmt: skip
@@ -179,14 +268,16 @@ def plan(ports: Iterable[Port], rules: Sequence[ForwardRule]) -> Plan:
 
 def _with_twin(main: ListenerKey) -> list[ListenerKey]:
     """Loopback is two addresses, and so is the wildcard: what is at one of them is at the other as well."""
+    if isinstance(main.host, SocketFile):
+        return [main]
     twins = {LOOPBACK: LOOPBACK_6, LOOPBACK_6: LOOPBACK, "0.0.0.0": "::", "::": "0.0.0.0"}  # noqa: S104
     other = twins.get(main.host.address)
     return [main] if other is None else [main, ListenerKey(main.protocol, Endpoint(other, main.host.port))]
 
 
-def _nearest(host_address: str, candidates: Sequence[Port]) -> Port:
+def _nearest(host: HostEnd, candidates: Sequence[Port]) -> Port:
     """The candidate of the host address's own family, one address before all addresses."""
-    version = _parsed(host_address).version
+    version = 4 if isinstance(host, SocketFile) else _parsed(host.address).version
 
     def distance(port: Port) -> tuple[bool, bool, Port]:
         bound = _parsed(port.address)

@@ -15,18 +15,19 @@ of its old ports, so everything goes at once.
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import resource
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable
 
 import trio
 
 from hostagent.channel import Channel
-from hostagent.forward_rules import Decision, ForwardRule, ListenerKey, Plan, plan
-from hostagent.forwards import Endpoint, Forward, ForwardState, Traffic
+from hostagent.forward_rules import Decision, ListenerKey, Plan, RuleSet, plan
+from hostagent.forwards import Endpoint, Forward, ForwardKind, ForwardState, Traffic
 from hostagent.port_holder import PortHolder, port_holders
 from hostagent.stream_socket import listen
 from hostagent.tcp_listener import accept_connections
@@ -63,11 +64,9 @@ class _Listener:
 class Forwarder:
     """The forwards of one instance. `changed` hears of every forward whose state changed, and of those that went."""
 
-    def __init__(
-        self, channel: Channel, rules: Sequence[ForwardRule], changed: Callable[[Forward, bool], None]
-    ) -> None:
+    def __init__(self, channel: Channel, rules: RuleSet, changed: Callable[[Forward, bool], None]) -> None:
         self._channel = channel
-        self._rules = tuple(rules)
+        self._rules = dataclasses.replace(rules, rules=tuple(rule for rule in rules.rules if not rule.host_socket))
         self._changed = changed
         self._ports: set[Port] = set()
         self._owners: dict[Port, PortOwner] = {}
@@ -274,7 +273,7 @@ class Forwarder:
                     reason=reason,
                     rule=decision.rule,
                     since=time.time(),
-                    kind=port.kind,
+                    kind=ForwardKind(port.kind.value),
                     owner=self._owners.get(port),
                 )
             elif (forward.state, forward.reason, forward.host) == (state, reason, hosts):
@@ -316,7 +315,11 @@ def _most_listeners() -> int:
 
 def _is_missed_by_nobody(key: ListenerKey, listener: _Listener) -> bool:
     """Whether this is the IPv6 half of a forward on a host without IPv6."""
-    return listener.error is not None and listener.error.errno in _NO_IPV6 and key.host.address in _TWINS
+    return listener.error is not None and listener.error.errno in _NO_IPV6 and _address(key) in _TWINS
+
+
+def _address(key: ListenerKey) -> str:
+    return key.host.address if isinstance(key.host, Endpoint) else ""
 
 
 def _trouble(listener: _Listener, key: ListenerKey) -> tuple[ForwardState, str]:
@@ -328,13 +331,14 @@ def _trouble(listener: _Listener, key: ListenerKey) -> tuple[ForwardState, str]:
             holder = listener.holder.words if listener.holder else "another process"
             return ForwardState.CONFLICT, f"{key.host} is taken by {holder}: it is forwarded as soon as that ends"
         case errno.EACCES | errno.EPERM:
+            number = key.host.port if isinstance(key.host, Endpoint) else 0
             return ForwardState.DENIED, (
-                f"{key.host} is privileged: `sudo sysctl net.ipv4.ip_unprivileged_port_start={key.host.port}` allows "
+                f"{key.host} is privileged: `sudo sysctl net.ipv4.ip_unprivileged_port_start={number}` allows "
                 "it, or a rule with another hostPort"
             )
         case errno.EADDRNOTAVAIL:
             return ForwardState.FAILED, (
-                f"this host has no address {key.host.address}: it is forwarded as soon as it has, or change hostIP"
+                f"this host has no address {_address(key)}: it is forwarded as soon as it has, or change hostIP"
             )
         case errno.EMFILE | errno.ENFILE:
             return ForwardState.FAILED, (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
-from protocol.ports import PortKind, PortOwner, Protocol
+from protocol.ports import PortOwner, Protocol
 
 
 class ForwardState(enum.StrEnum):
@@ -27,6 +27,19 @@ class ForwardState(enum.StrEnum):
     FAILED = "failed"
 
 
+class ForwardKind(enum.StrEnum):
+    """What makes a forward exist."""
+
+    SOCKET = "socket"
+    """A program in the guest opened the port."""
+    NAT = "nat"
+    SERVICE = "service"
+    STATIC = "static"
+    """A rule names both ends."""
+    REVERSE = "reverse"
+    """A rule names both ends, and the guest's end is the one that listens."""
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class Endpoint:
     """An address and a port."""
@@ -36,6 +49,20 @@ class Endpoint:
 
     def __str__(self) -> str:
         return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class SocketFile:
+    """A unix socket: an absolute path."""
+
+    path: str
+
+    def __str__(self) -> str:
+        return self.path
+
+
+GuestEnd = Endpoint | SocketFile
+HostEnd = Endpoint | SocketFile
 
 
 @dataclass(slots=True)
@@ -56,12 +83,12 @@ class Traffic:
 
 @dataclass(slots=True)
 class Forward:
-    """One guest port and what became of it on the host."""
+    """One guest port, or what a rule puts in its place, and what became of it on the host."""
 
     protocol: Protocol
-    guest: Endpoint
-    host: tuple[Endpoint, ...]
-    """Where it listens, or would listen; empty when no rule forwards it."""
+    guest: GuestEnd
+    host: tuple[HostEnd, ...]
+    """Where it listens, or would listen; empty when no rule forwards it. Of a reverse one: where it leads to."""
     state: ForwardState
     reason: str
     """Why it is in this state, with the next step; empty while all is well."""
@@ -69,6 +96,6 @@ class Forward:
     """The rule that decided, in words."""
     since: float
     """Unix time of the last change of state."""
-    kind: PortKind = PortKind.SOCKET
+    kind: ForwardKind = ForwardKind.SOCKET
     owner: PortOwner | None = None
     traffic: Traffic = field(default_factory=Traffic)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from hostagent.errors import UserError
-from hostagent.forward_rules import ForwardRule
+from hostagent.forward_rules import BY_DEFAULT, ForwardRule, RuleSet
 from hostagent.paths import InstancePaths
 from hostagent.qemu.command_line import AcceleratorName, Architecture, Disk, HostForward, MachineSpec
 from protocol.ports import Protocol
@@ -40,7 +40,7 @@ class LaunchPlan:
     initrd: str = ""
     kernel_command_line: str = ""
     firmware: str = ""
-    rules: tuple[ForwardRule, ...] = ()
+    forwarding: RuleSet = BY_DEFAULT
     environment: tuple[tuple[str, str], ...] = ()
     """Set for every command that `hostagent shell` starts."""
     host_forwards: tuple[HostForward, ...] = ()
@@ -80,15 +80,19 @@ def read_plan(path: Path) -> LaunchPlan:
     """The plan that `write_plan` wrote; `UserError` when there is none, or it is another version's."""
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        rules = tuple(_rule(rule) for rule in values.pop("rules"))
+        forwarding = _rule_set(values.pop("forwarding"))
         forwards = tuple(HostForward(**forward) for forward in values.pop("host_forwards"))
         environment = tuple((str(name), str(value)) for name, value in values.pop("environment"))
-        return LaunchPlan(**values, rules=rules, host_forwards=forwards, environment=environment)
+        return LaunchPlan(**values, forwarding=forwarding, host_forwards=forwards, environment=environment)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as exc:
         raise UserError(
             f"{path} cannot be used: {exc}",
             "run `hostagent up` with the configuration file again, or delete the instance",
         ) from exc
+
+
+def _rule_set(values: dict[str, Any]) -> RuleSet:
+    return RuleSet(rules=tuple(_rule(rule) for rule in values.pop("rules")), **values)
 
 
 def _rule(values: dict[str, Any]) -> ForwardRule:

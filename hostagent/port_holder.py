@@ -9,6 +9,7 @@ from typing import Any
 import psutil
 
 from hostagent.forward_rules import ListenerKey
+from hostagent.forwards import Endpoint
 from protocol.ports import Protocol
 
 _AGENT = "hostagent.agent_main"
@@ -39,9 +40,9 @@ def port_holders(keys: Collection[ListenerKey]) -> dict[ListenerKey, PortHolder]
 
 
 def _holder(key: ListenerKey, sockets: list[Any]) -> PortHolder:
-    found = [
-        sock for sock in sockets if sock.laddr and sock.laddr.port == key.host.port and _clashes(key, sock.laddr.ip)
-    ]
+    host = key.host
+    assert isinstance(host, Endpoint), "files of sockets have no port"
+    found = [sock for sock in sockets if sock.laddr and sock.laddr.port == host.port and _clashes(host, sock.laddr.ip)]
     # A connection's own end also keeps others from listening there, when no listener does.
     found.sort(key=lambda sock: key.protocol is Protocol.TCP and sock.status != psutil.CONN_LISTEN)
     if not found:
@@ -50,8 +51,8 @@ def _holder(key: ListenerKey, sockets: list[Any]) -> PortHolder:
     return PortHolder("another user's process") if pid is None else PortHolder(_describe(pid), pid)
 
 
-def _clashes(key: ListenerKey, address: str) -> bool:
-    return address == key.host.address or bool({address, key.host.address} & _WILDCARDS)
+def _clashes(host: Endpoint, address: str) -> bool:
+    return address == host.address or bool({address, host.address} & _WILDCARDS)
 
 
 def _describe(pid: int) -> str:

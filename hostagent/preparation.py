@@ -9,8 +9,9 @@ from pathlib import Path
 from hostagent.cidata import Account, Seed, account_name, write_seed
 from hostagent.config.schema import Config
 from hostagent.config.schema import Image as ConfiguredImage
-from hostagent.config_rules import forward_rules
+from hostagent.config_rules import SocketVariables, rule_set
 from hostagent.errors import UserError
+from hostagent.forward_rules import RuleSet
 from hostagent.guest_payload import GuestPayload, obtain_guest_agent
 from hostagent.images import Image, ImageSource, obtain_image
 from hostagent.launch_plan import LaunchPlan
@@ -45,8 +46,9 @@ async def prepare(paths: InstancePaths, config: Config, cache: Path, phases: Sho
         payload = await obtain_guest_agent(config.arch, cache, lambda line: phases.update(line, 0, None))
         detail.append(payload.version)
     account = _account(config)
+    hostname = paths.name.replace("_", "-").replace(".", "-")
+    forwarding = rule_set(config, _socket_variables(paths, account, hostname))
     with phases.shown(Phase.SEED) as detail:
-        hostname = paths.name.replace("_", "-").replace(".", "-")
         write_seed(paths.seed, Seed(hostname, account, payload.directory, payload.version, mac_address(paths.name)))
         detail.append(f"user {account.name}")
     with phases.shown(Phase.ACCELERATOR) as detail:
@@ -54,7 +56,7 @@ async def prepare(paths: InstancePaths, config: Config, cache: Path, phases: Sho
         detail.append(str(accelerator.name))
     if accelerator.warning:
         phases.warn(accelerator.warning)
-    return _plan(config, image, payload, account, accelerator)
+    return _plan(config, image, payload, account, accelerator, forwarding)
 
 
 def _source(entry: ConfiguredImage, architecture: str) -> ImageSource:
@@ -86,6 +88,15 @@ def _account(config: Config) -> Account:
     )
 
 
+def _socket_variables(paths: InstancePaths, account: Account, hostname: str) -> SocketVariables:
+    me = pwd.getpwuid(os.getuid())
+    guest = {"Home": account.home or f"/home/{account.name}", "User": account.name}
+    if account.uid is not None:
+        guest["UID"] = str(account.uid)
+    host = {"Dir": str(paths.directory), "Home": me.pw_dir, "User": me.pw_name, "UID": str(me.pw_uid)}
+    return SocketVariables(host | {"Name": paths.name}, guest | {"Name": paths.name, "Hostname": hostname})
+
+
 def _public_keys(folder: Path) -> tuple[str, ...]:
     """The user's public keys; what cannot be read or is no key is left out: nothing depends on them."""
     keys = []
@@ -101,7 +112,12 @@ def _public_keys(folder: Path) -> tuple[str, ...]:
 
 
 def _plan(
-    config: Config, image: Image, payload: GuestPayload, account: Account, accelerator: Accelerator
+    config: Config,
+    image: Image,
+    payload: GuestPayload,
+    account: Account,
+    accelerator: Accelerator,
+    forwarding: RuleSet,
 ) -> LaunchPlan:
     return LaunchPlan(
         architecture=config.arch,
@@ -117,7 +133,7 @@ def _plan(
         initrd=str(image.initrd or ""),
         kernel_command_line=image.command_line,
         firmware=_firmware(config.arch, image),
-        rules=forward_rules(config.port_forwards),
+        forwarding=forwarding,
         environment=tuple(sorted(config.env.items())),
     )
 

@@ -8,6 +8,7 @@ import struct
 import trio
 
 from hostagent.forward_rules import ListenerKey
+from hostagent.forwards import Endpoint
 from protocol.ports import Protocol
 
 BACKLOG = 1_024
@@ -20,6 +21,7 @@ def listen(key: ListenerKey) -> socket.socket:
     SO_REUSEADDR only for TCP: on Linux it lets two UDP sockets share a port, and one of them hears nothing (socket(7)).
     """
     host = key.host
+    assert isinstance(host, Endpoint), "sockets of the file system are made elsewhere"
     family = socket.AF_INET6 if ":" in host.address else socket.AF_INET
     tcp = key.protocol is Protocol.TCP
     sock = socket.socket(family, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM)

@@ -91,7 +91,7 @@ LIMA_KEYS: Final[Mapping[str, LimaKey]] = MappingProxyType(
         "param": _VALUE,
         "plain": _VALUE,
         "portForwards": LimaKey(
-            dict.fromkeys(("guestSocket", "hostSocket", "reverse", "static"), _KEPT),
+            dict.fromkeys(("hostSocket", "reverse"), _KEPT),
             listed=True,
             group=True,
             ours=True,

@@ -13,44 +13,28 @@ would hide mistakes, and its error would name the entry instead of the key.
 
 from __future__ import annotations
 
-import re
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import (
-    AliasGenerator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
-from pydantic.alias_generators import to_camel
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from hostagent.config.values import ANY_ADDRESS as ANY_ADDRESS  # part of what a rule can say
+from hostagent.config.model import Model
+from hostagent.config.port_forward import PortForward
 from hostagent.config.values import (
     GIB,
     AbsolutePath,
     Comment,
     Digest,
     DiskSize,
-    GuestAddress,
-    HostAddress,
     KernelCommandLine,
     Location,
     Memory,
-    Port,
-    PortRange,
-    SocketPath,
-    Text,
     UserName,
     VariableName,
     VariableValue,
 )
 
-UNSPECIFIED: Final = "0.0.0.0"  # noqa: S104 - matched against the guest's sockets, never bound
-LOOPBACK: Final = "127.0.0.1"
-ALL_PORTS: Final = (1, 65535)
+MAX_RULES: Final = 1000
+"""Entries of `portForwards`."""
 
 Arch = Literal["x86_64", "aarch64"]
 """Architectures that an instance can have."""
@@ -58,40 +42,15 @@ Arch = Literal["x86_64", "aarch64"]
 ImageArch = Literal["x86_64", "aarch64", "armv7l", "ppc64le", "riscv64", "s390x"]
 """Architectures that an image entry can name: Lima's files list more than we run, and those entries are passed over."""
 
-_ACRONYMS: Final = {"Ip": "IP", "Ssh": "SSH"}
 
-
-def _alias(name: str) -> str:
-    """Lima's spelling of a key: camelCase, with acronyms in capitals except at the start."""
-    camel = to_camel(name)
-    for word, acronym in _ACRONYMS.items():
-        camel = re.sub(rf"(?<=[a-z]){word}(?=[A-Z]|$)", acronym, camel)
-    return camel
-
-
-class _Model(BaseModel):
-    """Frozen, strict and closed. Python code may name fields by attribute; the loader admits only the aliases."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        strict=True,
-        alias_generator=AliasGenerator(alias=_alias),
-        validate_by_alias=True,
-        validate_by_name=True,
-        serialize_by_alias=True,
-        allow_inf_nan=False,
-    )
-
-
-class Initrd(_Model):
+class Initrd(Model):
     """An initial RAM disk for direct kernel boot."""
 
     location: Location
     digest: Digest | None = None
 
 
-class Kernel(_Model):
+class Kernel(Model):
     """A kernel that QEMU boots directly, without the image's own boot loader."""
 
     location: Location
@@ -99,7 +58,7 @@ class Kernel(_Model):
     cmdline: KernelCommandLine = Field(default="", description="kernel command line")
 
 
-class Image(_Model):
+class Image(Model):
     """One way to get the guest's disk. Entries are tried in order; the first that can be had is taken."""
 
     arch: ImageArch | None = Field(default=None, description="architecture of the image; left out: any")
@@ -137,7 +96,7 @@ class Image(_Model):
         return self
 
 
-class User(_Model):
+class User(Model):
     """The account in the guest. What is left out is taken from the user who runs hostagent."""
 
     name: UserName | None = None
@@ -147,7 +106,7 @@ class User(_Model):
     uid: Annotated[int, Field(ge=1, le=(1 << 32) - 2)] | None = None
 
 
-class Ssh(_Model):
+class Ssh(Model):
     """What the guest's own sshd knows. hostagent itself uses no ssh."""
 
     load_dot_ssh_pub_keys: bool = Field(
@@ -157,117 +116,7 @@ class Ssh(_Model):
     )
 
 
-def _span(ports: tuple[int, int]) -> int:
-    return ports[1] - ports[0] + 1
-
-
-def _default_guest_port_range(data: dict[str, Any]) -> tuple[int, int]:
-    return (data["guest_port"], data["guest_port"]) if data["guest_port"] else ALL_PORTS
-
-
-def _default_host_port_range(data: dict[str, Any]) -> tuple[int, int]:
-    ports: tuple[int, int] = data["guest_port_range"]
-    return (data["host_port"], data["host_port"]) if data["host_port"] else ports
-
-
-class PortForward(_Model):
-    """One rule of `portForwards`, of Lima's shape, with its defaults filled in; the first rule that matches holds.
-
-    `guest_port_range` and `host_port_range` are always set and say all that `guest_port` and `host_port` say; they
-    mean nothing on the side that is a socket.
-    """
-
-    guest_ip: GuestAddress = Field(
-        default=LOOPBACK,
-        description="address a guest program is bound to; 127.0.0.1 also means 0.0.0.0, :: and ::1; any means all",
-    )
-    guest_ip_must_be_zero: bool = Field(
-        default_factory=lambda data: data["guest_ip"] == UNSPECIFIED,
-        description="match only programs that are bound to all addresses",
-    )
-    guest_port: Port | None = None
-    guest_port_range: PortRange = Field(default_factory=_default_guest_port_range)
-    guest_socket: SocketPath | None = None
-    host_ip: HostAddress = LOOPBACK
-    host_port: Port | None = None
-    host_port_range: PortRange = Field(default_factory=_default_host_port_range)
-    host_socket: Text | None = None
-    proto: Literal["tcp", "udp", "any"] = "any"
-    reverse: bool = False
-    ignore: bool = False
-    static: bool = False
-
-    @model_validator(mode="before")
-    @classmethod
-    def _zero_address_when_it_must_be(cls, data: object) -> object:
-        """Two keys take their defaults from each other, and default factories see only earlier fields."""
-        if not isinstance(data, dict) or data.keys() & {"guestIP", "guest_ip"}:
-            return data
-        if any(data.get(key) is True for key in ("guestIPMustBeZero", "guest_ip_must_be_zero")):
-            return {**data, "guestIP": UNSPECIFIED}
-        return data
-
-    @field_validator("guest_ip_must_be_zero")
-    @classmethod
-    def _zero_fits_address(cls, must_be_zero: bool, info: ValidationInfo) -> bool:
-        if must_be_zero and info.data.get("guest_ip", UNSPECIFIED) != UNSPECIFIED:
-            raise ValueError(f"can be true only when guestIP is {UNSPECIFIED}")
-        return must_be_zero
-
-    @field_validator("guest_port_range", "host_port_range")
-    @classmethod
-    def _range_starts_at_port(cls, ports: tuple[int, int], info: ValidationInfo) -> tuple[int, int]:
-        side = "host" if info.field_name == "host_port_range" else "guest"
-        if (port := info.data.get(f"{side}_port")) and port != ports[0]:
-            raise ValueError(f"must begin with {side}Port, which is {port}")
-        return ports
-
-    @field_validator("guest_socket")
-    @classmethod
-    def _guest_socket_or_port(cls, socket: str | None, info: ValidationInfo) -> str | None:
-        if socket and info.data.get("guest_port"):
-            raise ValueError("a rule has either guestPort or guestSocket, not both")
-        return socket
-
-    @field_validator("host_port")
-    @classmethod
-    def _host_port_has_one_guest_port(cls, port: int | None, info: ValidationInfo) -> int | None:
-        guest = info.data.get("guest_port_range")
-        if port and guest and not info.data.get("guest_socket") and (count := _span(guest)) > 1:
-            raise ValueError(f"one host port cannot stand for {count} guest ports: give guestPort or hostPortRange")
-        return port
-
-    @field_validator("host_port_range")
-    @classmethod
-    def _ranges_of_equal_length(cls, ports: tuple[int, int], info: ValidationInfo) -> tuple[int, int]:
-        guest = info.data.get("guest_port_range")
-        if info.data.get("guest_socket"):
-            if _span(ports) > 1:
-                raise ValueError("guestSocket can be forwarded to one port only")
-        elif guest and _span(guest) != _span(ports):
-            raise ValueError(f"has {_span(ports)} ports, and the guest's side has {_span(guest)}")
-        return ports
-
-    @field_validator("host_socket")
-    @classmethod
-    def _host_socket_has_one_guest_port(cls, socket: str | None, info: ValidationInfo) -> str | None:
-        if socket and info.data.get("host_port"):
-            raise ValueError("a rule has either hostPort or hostSocket, not both")
-        guest = info.data.get("guest_port_range")
-        if socket and guest and not info.data.get("guest_socket") and _span(guest) > 1:
-            raise ValueError("needs one guestPort or a guestSocket, not a range")
-        return socket
-
-    @field_validator("reverse")
-    @classmethod
-    def _reverse_needs_sockets(cls, reverse: bool, info: ValidationInfo) -> bool:
-        both = ("guest_socket", "host_socket")
-        if reverse and any(key in info.data and not info.data[key] for key in both):
-            raise ValueError("needs guestSocket and hostSocket")
-        return reverse
-
-
-class Config(_Model):
+class Config(Model):
     """An instance's whole configuration, resolved: every default is filled in."""
 
     os: Literal["Linux"] = "Linux"
@@ -290,10 +139,15 @@ class Config(_Model):
     port_forwards: tuple[PortForward, ...] = Field(
         default=(),
         strict=False,
-        max_length=1000,
-        description="rules for ports; what no rule matches is forwarded to the host's loopback when it is bound to the "
-        "guest's loopback or to all addresses",
+        max_length=MAX_RULES,
+        description="rules for ports; what no rule matches is treated as forwardDefault says",
     )
+    forward_default: Literal["loopback", "none"] = Field(
+        default="loopback",
+        description="what becomes of a port that no rule matches. loopback: it is forwarded to the host's loopback "
+        "when it is bound to the guest's loopback or to all addresses; none: it is not, so rules are an allow-list",
+    )
+    forwarding: bool = Field(default=True, description="false switches all forwarding off, whatever the rules say")
 
     @field_validator("images")
     @classmethod

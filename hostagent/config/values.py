@@ -12,6 +12,8 @@ from typing import Annotated, Final
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
+from hostagent.config.socket_paths import check_guest_path, check_host_path
+
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 TIB: Final = 1 << 40
@@ -98,12 +100,6 @@ def _absolute(text: str) -> str:
     return text
 
 
-def _socket_path(text: str) -> str:
-    if not text.startswith(("/", _TEMPLATE)):
-        raise ValueError("must be an absolute path")
-    return text
-
-
 def _user_name(text: str) -> str:
     if not _USER_NAME.fullmatch(text):
         raise ValueError(
@@ -146,6 +142,7 @@ AbsolutePath = Annotated[Text, AfterValidator(_absolute)]
 VariableName = Annotated[str, AfterValidator(_variable_name)]
 UserName = Annotated[Text, AfterValidator(_user_name)]
 Comment = Annotated[str, Field(max_length=256), AfterValidator(_one_line), AfterValidator(_comment)]
-SocketPath = Annotated[Text, AfterValidator(_socket_path)]
+GuestSocket = Annotated[Text, AfterValidator(check_guest_path)]
+HostSocket = Annotated[Text, AfterValidator(check_host_path)]
 KernelCommandLine = Annotated[str, Field(max_length=2048), AfterValidator(_one_line)]
 VariableValue = Annotated[str, Field(max_length=32768), AfterValidator(_one_line)]

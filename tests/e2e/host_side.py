@@ -14,8 +14,9 @@ from pathlib import Path
 import trio
 
 from hostagent.channel import Channel
+from hostagent.forward_rules import BY_DEFAULT
 from hostagent.forwarder import Forwarder
-from hostagent.forwards import Forward, ForwardState
+from hostagent.forwards import Endpoint, Forward, ForwardState, SocketFile
 from protocol.limits import PROTOCOL_VERSIONS
 from protocol.messages import Hello, Message, PortOwners, PortsChanged, PortsSnapshot, Status, StatusRequest
 from protocol.ports import Port, Protocol
@@ -83,13 +84,19 @@ class Wire:
         await self._ends[0].send_all(data)
 
 
+def port_number(end: Endpoint | SocketFile) -> int:
+    """The port of an end that is one."""
+    assert isinstance(end, Endpoint)
+    return end.port
+
+
 class HostSide:
     """What a host agent would know of the guest. Implements `channel.ChannelObserver`."""
 
     def __init__(self, channel_socket: Path) -> None:
         hello = Hello(*PROTOCOL_VERSIONS, frozenset({"tcp", "udp", "exec"}), "test", "", "")
         self.channel = Channel(channel_socket, hello, self)
-        self.forwarder = Forwarder(self.channel, (), self._forward_changed)
+        self.forwarder = Forwarder(self.channel, BY_DEFAULT, self._forward_changed)
         self.ends: list[str] = []
         """Why generations ended."""
         self.generations = 0
@@ -149,7 +156,7 @@ class HostSide:
 
     def forward(self, port: int, protocol: Protocol = Protocol.TCP) -> Forward | None:
         """The forward of the guest's `port`; of several addresses, the first."""
-        found = (one for one in self.forwarder.forwards if (one.guest.port, one.protocol) == (port, protocol))
+        found = (one for one in self.forwarder.forwards if (port_number(one.guest), one.protocol) == (port, protocol))
         return next(found, None)
 
     async def listening(self, *ports: int, protocol: Protocol = Protocol.TCP) -> None:

@@ -11,7 +11,7 @@ import trio
 from hostagent.forwards import ForwardState
 from protocol.ports import Protocol
 from tests.e2e.clients import eventually, exchange, receive_to_end, tcp_client, udp_client
-from tests.e2e.host_side import HostSide
+from tests.e2e.host_side import HostSide, port_number
 from tests.e2e.shared_guest import SharedGuest
 
 pytestmark = pytest.mark.tiny_guest
@@ -108,7 +108,7 @@ async def test_a_port_that_changes_hands_at_once_stays_usable(tiny: SharedGuest,
 
     def led_to_the_new_one() -> bool:
         forward = host.forward(port)
-        return forward is not None and forward.guest.address == "0.0.0.0"
+        return forward is not None and str(forward.guest) == f"0.0.0.0:{port}"
 
     await host.wait_until(led_to_the_new_one)
     await host.listening(port)
@@ -122,9 +122,9 @@ async def test_one_address_of_several_goes_and_the_others_stay(tiny: SharedGuest
     number = next(NUMBERS)
     for address in ("127.0.0.1", "::1"):
         await tiny.server.tcp("banner", address, number)
-    await host.wait_until(lambda: [one.guest.port for one in host.forwarder.forwards].count(number) == 2)
+    await host.wait_until(lambda: [port_number(one.guest) for one in host.forwarder.forwards].count(number) == 2)
     await tiny.server.close(number, "::1")
-    await host.wait_until(lambda: [one.guest.port for one in host.forwarder.forwards].count(number) == 1)
+    await host.wait_until(lambda: [port_number(one.guest) for one in host.forwarder.forwards].count(number) == 1)
     for loopback in ("127.0.0.1", "::1"):
         async with tcp_client(number, loopback) as client:
             assert await receive_to_end(client) == b"hello\n"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostagent.forward_rules import ForwardRule, ListenerKey, match, plan
-from hostagent.forwards import Endpoint
+from hostagent.forward_rules import ForwardRule, ListenerKey, RuleSet, StandingForward, match, plan
+from hostagent.forwards import Endpoint, SocketFile
 from protocol.ports import Port, Protocol
 
 TCP, UDP = Protocol.TCP, Protocol.UDP
@@ -21,7 +21,6 @@ LIMA_RULES = (
     ForwardRule("exact", guest_address="192.168.5.15", guest_ports=(4000, 4009)),
     ForwardRule("zero", must_be_zero=True, guest_address="0.0.0.0", guest_ports=(4040, 4049)),
     ForwardRule("udp only", protocol=UDP, guest_ports=(4050, 4050), host_ports=(5050, 5050)),
-    ForwardRule("ssh on purpose", guest_ports=(22, 22), host_ports=(2222, 2222)),
 )
 
 
@@ -59,25 +58,25 @@ LIMA_RULES = (
     ],
 )
 def test_each_port_goes_where_the_first_matching_rule_says(port: Port, host: str | None) -> None:
-    listeners = plan([port], LIMA_RULES).decisions[port].listeners
+    listeners = plan([port], RuleSet(LIMA_RULES)).decisions[port].listeners
     assert (str(listeners[0].host) if listeners else None) == host
 
 
 def test_a_port_that_is_not_forwarded_says_why() -> None:
     port = Port(TCP, "10.1.2.3", 80)
-    assert "guestIP" in plan([port], ()).decisions[port].reason
+    assert "guestIP" in plan([port], RuleSet()).decisions[port].reason
 
 
 def test_loopback_is_two_addresses_and_each_leads_to_its_own_family() -> None:
     four, six = Port(TCP, "127.0.0.1", 80), Port(TCP, "::1", 80)
-    targets = plan([four, six], ()).targets
+    targets = plan([four, six], RuleSet()).targets
     assert targets[ListenerKey(TCP, Endpoint("127.0.0.1", 80))] == four
     assert targets[ListenerKey(TCP, Endpoint("::1", 80))] == six
 
 
 def test_a_server_on_both_wildcards_is_one_listener_and_no_conflict() -> None:
     ports = [Port(TCP, "0.0.0.0", 80), Port(TCP, "::", 80), Port(TCP, "127.0.0.1", 80)]
-    result = plan(ports, ())
+    result = plan(ports, RuleSet())
     assert len(result.targets) == 2
     assert result.targets[ListenerKey(TCP, Endpoint("127.0.0.1", 80))] == Port(TCP, "127.0.0.1", 80)
     assert all(decision.rival is None for decision in result.decisions.values())
@@ -86,7 +85,7 @@ def test_a_server_on_both_wildcards_is_one_listener_and_no_conflict() -> None:
 def test_two_guest_ports_for_one_host_port_is_a_conflict_that_names_the_other() -> None:
     rules = (ForwardRule("to 80", guest_ports=(8080, 8080), host_ports=(80, 80)),)
     first, second = Port(TCP, "127.0.0.1", 80), Port(TCP, "127.0.0.1", 8080)
-    decisions = plan([second, first], rules).decisions
+    decisions = plan([second, first], RuleSet(rules)).decisions
     assert decisions[first].rival is None
     assert decisions[second].rival == first
     assert "80" in decisions[second].reason
@@ -94,7 +93,8 @@ def test_two_guest_ports_for_one_host_port_is_a_conflict_that_names_the_other() 
 
 def test_never_a_host_address_that_no_rule_names() -> None:
     for address in ("0.0.0.0", "::", "127.0.0.1", "::1", "127.3.2.1"):
-        for key in plan([Port(TCP, address, 80)], ()).targets:
+        for key in plan([Port(TCP, address, 80)], RuleSet()).targets:
+            assert isinstance(key.host, Endpoint)
             assert key.host.address in ("127.0.0.1", "::1")
 
 
@@ -108,10 +108,74 @@ _PORTS = st.builds(
 
 @given(st.lists(_PORTS, max_size=20))
 def test_every_port_gets_one_decision_and_every_listener_leads_to_one_of_its_ports(ports: list[Port]) -> None:
-    result = plan(ports, LIMA_RULES)
+    result = plan(ports, RuleSet(LIMA_RULES))
     assert result.decisions.keys() == set(ports)
     for key, port in result.targets.items():
-        assert key in result.decisions[port].listeners or match(port, LIMA_RULES).host_address == key.host.address
-        assert not match(port, LIMA_RULES).ignore
+        assert key in result.decisions[port].listeners
+        assert not match(port, RuleSet(LIMA_RULES).in_order()).ignore
     for decision in result.decisions.values():
         assert all(key in result.targets for key in decision.listeners)
+
+
+def test_the_ssh_server_is_forwarded_when_a_rule_names_it_alone_and_not_by_a_range() -> None:
+    port = Port(TCP, "0.0.0.0", 22)
+    alone = ForwardRule("alone", guest_ports=(22, 22), host_ports=(2222, 2222))
+    assert match(port, RuleSet((ForwardRule("all", any_address=True), alone)).in_order()) is alone
+    assert match(port, RuleSet((ForwardRule("some", guest_ports=(20, 30)),)).in_order()).ignore
+
+
+@pytest.mark.parametrize(
+    "port", [Port(TCP, "127.0.0.1", 80), Port(TCP, "0.0.0.0", 80), Port(UDP, "::", 80), Port(TCP, "10.1.2.3", 80)]
+)
+def test_an_allow_list_forwards_only_what_it_names(port: Port) -> None:
+    allowed = ForwardRule("allowed", any_address=True, guest_ports=(81, 81))
+    rules = RuleSet((allowed,), forward_by_default=False)
+    assert "forwardDefault" in plan([port], rules).decisions[port].reason
+    named = Port(port.protocol, port.address, 81)
+    assert plan([named], rules).decisions[named].listeners
+
+
+@pytest.mark.parametrize("number", [22, 53, 80])
+def test_one_key_switches_everything_off(number: int) -> None:
+    rules = RuleSet((ForwardRule("all", any_address=True, static=True, guest_ports=(80, 80)),), enabled=False)
+    port = Port(TCP, "127.0.0.1", number)
+    assert "forwarding: false" in plan([port], rules).decisions[port].reason
+    assert rules.standing() == ()
+
+
+def test_a_rule_of_a_socket_or_of_the_other_direction_decides_about_no_port() -> None:
+    for rule in (ForwardRule("a", guest_socket="/a"), ForwardRule("b", reverse=True, guest_ports=(80, 80))):
+        assert not rule.matches(Port(TCP, "127.0.0.1", 80))
+
+
+def test_what_stands_without_the_guest() -> None:
+    rules = RuleSet(
+        (
+            ForwardRule("dynamic", guest_ports=(1, 2)),
+            ForwardRule("static", protocol=TCP, static=True, wait=3.0, guest_ports=(3, 4), host_ports=(13, 14)),
+            ForwardRule("both", static=True, any_address=True, guest_ports=(5, 5)),
+            ForwardRule("socket", protocol=TCP, guest_socket="/g", host_socket="/h"),
+            ForwardRule("socket to port", protocol=TCP, guest_socket="/g2", host_ports=(6, 6)),
+            ForwardRule("back", "r", protocol=UDP, reverse=True, guest_ports=(7, 7), host_ports=(8, 8)),
+            ForwardRule("back to socket", protocol=TCP, reverse=True, guest_ports=(9, 9), host_socket="/h3"),
+            ForwardRule("sockets back", protocol=TCP, reverse=True, guest_socket="/g4", host_socket="/h4"),
+        )
+    )
+    loopback = "127.0.0.1"
+    assert rules.standing() == (
+        StandingForward(TCP, Endpoint(loopback, 3), Endpoint(loopback, 13), "static", wait=3.0),
+        StandingForward(TCP, Endpoint(loopback, 4), Endpoint(loopback, 14), "static", wait=3.0),
+        StandingForward(TCP, Endpoint("0.0.0.0", 5), Endpoint(loopback, 5), "both"),
+        StandingForward(UDP, Endpoint("0.0.0.0", 5), Endpoint(loopback, 5), "both"),
+        StandingForward(TCP, SocketFile("/g"), SocketFile("/h"), "socket"),
+        StandingForward(TCP, SocketFile("/g2"), Endpoint(loopback, 6), "socket to port"),
+        StandingForward(UDP, Endpoint(loopback, 7), Endpoint(loopback, 8), "r: back", reverse=True),
+        StandingForward(TCP, Endpoint(loopback, 9), SocketFile("/h3"), "back to socket", reverse=True),
+        StandingForward(TCP, SocketFile("/g4"), SocketFile("/h4"), "sockets back", reverse=True),
+    )
+
+
+def test_a_port_can_lead_to_a_socket() -> None:
+    rule = ForwardRule("to a socket", protocol=TCP, guest_ports=(80, 80), host_socket="/tmp/a")
+    port = Port(TCP, "127.0.0.1", 80)
+    assert plan([port], RuleSet((rule,))).targets == {ListenerKey(TCP, SocketFile("/tmp/a")): port}

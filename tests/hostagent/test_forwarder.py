@@ -18,7 +18,7 @@ import trio.testing
 
 from hostagent import forwarder as forwarder_module
 from hostagent.channel import Channel
-from hostagent.forward_rules import ForwardRule, ListenerKey
+from hostagent.forward_rules import ForwardRule, ListenerKey, RuleSet
 from hostagent.forwarder import Forwarder
 from hostagent.forwards import Endpoint, Forward, ForwardState
 from hostagent.stream_socket import listen
@@ -48,7 +48,7 @@ class Host(RecordingObserver):
     def __init__(self, path: Path, rules: Sequence[ForwardRule]) -> None:
         super().__init__()
         self.channel = Channel(path, HELLO, self)
-        self.forwarder = Forwarder(self.channel, rules, self._forward_changed)
+        self.forwarder = Forwarder(self.channel, RuleSet(tuple(rules)), self._forward_changed)
         self.gone: list[str] = []
         self.changes = 0
         self.on_ended = self.forwarder.stall
@@ -161,7 +161,7 @@ async def test_a_udp_port_too(tmp_path: Path, address: str) -> None:
             port = port_of(program)
             guest.open_ports(port)
             (forward,) = await seen.state(ForwardState.LISTENING)
-            assert {endpoint.address for endpoint in forward.host} == set(HOSTS)
+            assert set(forward.host) == {Endpoint(address, port.number) for address in HOSTS}
             with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as client:
                 client.connect((address, port.number))
                 client.send(b"ping")
@@ -293,7 +293,7 @@ async def test_an_address_that_the_host_does_not_have_is_told(tmp_path: Path) ->
 
 async def test_a_host_without_ipv6_misses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def without_ipv6(key: ListenerKey) -> socket.socket:
-        if ":" in key.host.address:
+        if "[" in str(key.host):
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         return listen(key)
 
@@ -333,7 +333,9 @@ async def test_another_program_takes_over_without_a_moment_of_refusal(tmp_path: 
                     assert guest.life is not None
                     guest.life.connection.send(PortsChanged((port_of(new),), (port,)))
                     guest.life.link.flush()
-                    await seen.sees(lambda forwards: [f.guest.address for f in forwards] == ["127.0.0.3"])
+                    await seen.sees(
+                        lambda forwards: [f.guest for f in forwards] == [Endpoint("127.0.0.3", port.number)]
+                    )
                     with trio.fail_after(BOUND):
                         async with await trio.open_tcp_stream("127.0.0.1", port.number):
                             await trio.lowlevel.wait_readable(new)
@@ -381,7 +383,8 @@ async def test_more_ports_than_a_guest_may_have(tmp_path: Path, monkeypatch: pyt
         assert not seen.forwarder.change([third], [])
         await seen.sees(lambda forwards: len(forwards) == 2)
         assert seen.forwarder.change([third], [first])
-        await seen.sees(lambda forwards: [forward.guest.port for forward in forwards] == [second.number, third.number])
+        wanted = [Endpoint(GUEST, one.number) for one in (second, third)]
+        await seen.sees(lambda forwards: [forward.guest for forward in forwards] == wanted)
 
 
 async def test_five_thousand_ports(tmp_path: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
 import trio
 
 from hostagent import forwarder as forwarder_module
-from hostagent.forward_rules import ForwardRule, Plan, plan
-from hostagent.forwards import ForwardState
+from hostagent.forward_rules import Plan, RuleSet, plan
+from hostagent.forwards import Endpoint, ForwardState
 from protocol.ports import Port, Protocol
 from tests.hostagent.test_forwarder import GUEST, free_number, host
 
@@ -18,7 +18,7 @@ from tests.hostagent.test_forwarder import GUEST, free_number, host
 async def test_changes_without_end_are_carried_out_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[int] = []
 
-    def counted(ports: Collection[Port], rules: Sequence[ForwardRule]) -> Plan:
+    def counted(ports: Collection[Port], rules: RuleSet) -> Plan:
         plans.append(len(ports))
         return plan(ports, rules)
 
@@ -33,7 +33,7 @@ async def test_changes_without_end_are_carried_out_together(tmp_path: Path, monk
             seen.forwarder.replace([always])
         assert plans == [1]
         seen.forwarder.change([blinking], [always])
-        await seen.sees(lambda forwards: [forward.guest.port for forward in forwards] == [blinking.number])
+        await seen.sees(lambda forwards: [str(forward.guest) for forward in forwards] == [f"{GUEST}:{blinking.number}"])
         assert plans == [1, 1]
 
 
@@ -45,5 +45,5 @@ async def test_listeners_leave_descriptors_for_others(tmp_path: Path, monkeypatc
         forwards = await seen.sees(lambda forwards: {forward.state for forward in forwards} == {"listening", "failed"})
         (failed,) = [forward for forward in forwards if forward.state is ForwardState.FAILED]
         assert "ulimit -n" in failed.reason
-        guest.close_ports(*(port for port in (first, second) if port.number != failed.guest.port))
+        guest.close_ports(*(port for port in (first, second) if Endpoint(port.address, port.number) != failed.guest))
         await seen.state(ForwardState.LISTENING)

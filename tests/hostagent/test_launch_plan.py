@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hostagent.errors import UserError
-from hostagent.forward_rules import ForwardRule
+from hostagent.forward_rules import ForwardRule, RuleSet
 from hostagent.launch_plan import LaunchPlan, read_plan, write_plan
 from hostagent.paths import InstancePaths
 from hostagent.qemu.command_line import HostForward
@@ -26,9 +26,12 @@ PLAN = LaunchPlan(
     kernel="/images/vmlinuz",
     initrd="/images/initrd",
     kernel_command_line="root=LABEL=root",
-    rules=(
-        ForwardRule("a rule", protocol=Protocol.UDP, guest_ports=(1, 9), host_ports=(11, 19)),
-        ForwardRule("the same ports"),
+    forwarding=RuleSet(
+        rules=(
+            ForwardRule("a rule", protocol=Protocol.UDP, guest_ports=(1, 9), host_ports=(11, 19)),
+            ForwardRule("the same ports", "portForwards.1", host_socket="/tmp/a", static=True, wait=1.5),
+        ),
+        forward_by_default=False,
     ),
     environment=(("http_proxy", "http://192.0.2.1:3128"),),
     host_forwards=(HostForward(2000, 3000, "udp"),),
@@ -50,7 +53,7 @@ def test_the_machine_has_the_instance_s_own_files(tmp_path: Path) -> None:
     assert machine.kernel == Path("/images/vmlinuz")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"rules": [], "surprise": 1}', "null", '{"rules": [{}]}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"forwarding": {"rules": []}, "surprise": 1}', "null"])
 def test_anything_else_is_one_clear_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "launch.json"
     path.write_text(text)

@@ -13,9 +13,11 @@ def document(text: str) -> Document:
 
 
 def test_nulls_and_ignored_keys_are_left_out_and_the_rest_is_kept() -> None:
-    found = document("cpus: ~\nplain: true\nssh: {localPort: 1, other: 2}\nportForwards:\n- {static: true, hostIP: }\n")
-    assert found.data == {"ssh": {"other": 2}, "portForwards": [{"static": True}]}
-    assert [warning.path for warning in found.warnings] == ["plain", "ssh.localPort", "portForwards.0.static"]
+    found = document(
+        "cpus: ~\nplain: true\nssh: {localPort: 1, other: 2}\nportForwards:\n- {reverse: true, hostIP: }\n"
+    )
+    assert found.data == {"ssh": {"other": 2}, "portForwards": [{"reverse": True}]}
+    assert [warning.path for warning in found.warnings] == ["plain", "ssh.localPort", "portForwards.0.reverse"]
 
 
 def test_the_first_of_equal_keys_counts_at_any_depth() -> None:

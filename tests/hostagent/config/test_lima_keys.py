@@ -70,7 +70,7 @@ def test_the_list_is_that_of_lima() -> None:
         "containerd.user",
         "mounts",
         "vmOpts.vz.rosetta.enabled",
-        "portForwards.0.static",
+        "portForwards.0.reverse",
     } <= paths
     assert len(paths) > 55
 

@@ -27,12 +27,14 @@ from guestagent import clock, power
 from guestagent.channel import Channel
 from guestagent.datagram_relay import DatagramRelays
 from guestagent.execution import Execution, Executions
+from guestagent.listeners import Listeners
 from guestagent.port_watch import PortSink, PortWatch
 from guestagent.readiness import Readiness
 from guestagent.relay import TcpRelays
 from guestagent.stream_table import StreamTable
 from protocol.connection import Connection, Event, GenerationEnded, GenerationStarted, Incompatible, Role
 from protocol.limits import MAX_PORTS, PORTS_PER_FRAME, PROTOCOL_VERSIONS
+from protocol.listener_messages import Listen, Unlisten
 from protocol.messages import (
     Clock,
     Hello,
@@ -44,9 +46,22 @@ from protocol.messages import (
     StatusRequest,
 )
 from protocol.ports import Port, PortChange, PortOwner
-from protocol.stream_messages import CommandTarget, Data, EndOfData, Open, Reset, Resize, Signal, StreamKind
+from protocol.stream_messages import (
+    CommandTarget,
+    Data,
+    EndOfData,
+    ListenerTarget,
+    Open,
+    Opened,
+    Refused,
+    Reset,
+    Resize,
+    Signal,
+    SocketTarget,
+    StreamKind,
+)
 
-CAPABILITIES = frozenset({"tcp", "udp", "exec", "ports", "clock", "power"})
+CAPABILITIES = frozenset({"tcp", "udp", "unix", "listen", "exec", "ports", "clock", "power"})
 
 _OWNERS_PER_FRAME = 64
 """Owners in one frame: each has two names of up to 255 bytes."""
@@ -99,6 +114,7 @@ class GuestAgent:
         self._udp = DatagramRelays(connection, table, self._readiness)
         self._commands = Executions(connection, table, nursery, flush)
         self._watch = watch(self)
+        self._listeners = listeners = Listeners(connection, table, self._readiness, nursery, self._watch.own_inodes)
         self._watching = False
         self._generations = 0
         self._actions: dict[type[Event], Callable[[Any], None]] = {
@@ -106,6 +122,10 @@ class GuestAgent:
             EndOfData: table.end,
             Reset: table.reset,
             Open: self._open,
+            Opened: listeners.opened,
+            Refused: listeners.refused,
+            Listen: listeners.listen,
+            Unlisten: listeners.unlisten,
             Signal: self._signal,
             Resize: self._resize,
             GenerationStarted: self._start_generation,
@@ -151,10 +171,12 @@ class GuestAgent:
         try:
             if isinstance(target, CommandTarget):
                 self._commands.open(stream, target)
-            elif message.kind is StreamKind.TCP:
-                self._tcp.open(stream, target)
-            else:
+            elif isinstance(target, ListenerTarget):
+                self._connection.refuse_stream(stream, "EPERM", "the host's streams do not come from listeners")
+            elif isinstance(target, SocketTarget) and message.kind is StreamKind.UDP:
                 self._udp.open(stream, target)
+            else:
+                self._tcp.open(stream, target)
         except Exception:
             _log.exception("%r could not be opened; it is reset", stream)
             self._connection.send_reset(stream, "bug in the guest agent; see its log")
@@ -178,6 +200,7 @@ class GuestAgent:
 
     def _end_generation(self, event: GenerationEnded) -> None:
         _log.log(logging.WARNING if event.fault else logging.INFO, "the generation ended: %s", event.reason)
+        self._listeners.end_generation()
         self._table.end_generation()
 
     def _refuse_host(self, event: Incompatible) -> None:
@@ -233,6 +256,7 @@ class GuestAgent:
             **self._tcp.counters,
             **self._udp.counters,
             **self._commands.counters,
+            **self._listeners.counters,
             **{name.replace("_", " "): count for name, count in asdict(self._watch.counters()).items()},
         }
         self._connection.send(Status(self._watch.sources(), tuple(counters.items())))

@@ -26,7 +26,7 @@ from guestagent.dump_schedule import Cause, DumpSchedule
 from guestagent.netlink import KernelDataError
 from guestagent.port_owner import OwnerSearch
 from guestagent.sock_diag import SocketReader
-from guestagent.socket_table import PortTable
+from guestagent.socket_table import ListeningSocket, PortTable
 from guestagent.wakeup_audit import AuditSource
 from guestagent.wakeup_netlink import DestroyedSocketsSource, NftablesSource
 from guestagent.wakeup_tracefs import TracefsSource
@@ -110,6 +110,8 @@ class PortWatch:
         self._orphans: dict[Port, int] = {}
         self._orphaned = trio.Event()
         self._threads: list[int] = []
+        self.own_inodes: set[int] = set()
+        """Sockets that are nobody's port: the agent listens there for the host."""
         self._looks = self._failed_looks = self._finds = self._searches = 0
 
     @property
@@ -178,7 +180,7 @@ class PortWatch:
         while True:
             try:
                 for protocol in Protocol:
-                    self._orphans.update(self._table.update(protocol, self._reader.read(protocol)).new_inodes)
+                    self._orphans.update(self._table.update(protocol, self._read(protocol)).new_inodes)
                 break
             except (OSError, KernelDataError):
                 self._failed_looks += 1
@@ -214,7 +216,7 @@ class PortWatch:
         self._looks += 1
         began = time.thread_time()
         try:
-            sockets = self._reader.read(protocol)
+            sockets = self._read(protocol)
         except (OSError, KernelDataError):
             self._failed_looks += 1
             schedule.failed(trio.current_time())
@@ -233,6 +235,12 @@ class PortWatch:
         if cause is Cause.TICK and not schedule.covered:
             self._finds += changes
         schedule.finish(cause, changes, time.thread_time() - began, trio.current_time())
+
+    def _read(self, protocol: Protocol) -> frozenset[ListeningSocket]:
+        sockets = self._reader.read(protocol)
+        if not self.own_inodes:
+            return sockets
+        return frozenset(sock for sock in sockets if sock.inode not in self.own_inodes)
 
     async def _find_owners(self) -> NoReturn:
         while True:

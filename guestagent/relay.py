@@ -1,8 +1,9 @@
-"""TCP streams: dials what the host asks for, and ties the socket to the stream.
+"""TCP streams, and streams to unix sockets: dials what the host asks for, and ties the socket to the stream.
 
 The host names the guest's own endpoint, and 0.0.0.0 and :: are reached on the loopback. A dial on the loopback is over
 when connect(2) returns: the handshake runs in softirq context before the socket is unlocked, so that a second call
-tells how it went. Only a dial that takes longer costs a task.
+tells how it went. Only a dial that takes longer costs a task. A unix socket whose queue is full says EAGAIN instead of
+letting the dial wait (unix(7)), and has no event for the moment when it is not full any more.
 
 What happens to the socket happens to the stream (`protocol.relay`). Here its descriptors are waited for in one epoll
 set. That also notices an abort while the socket is not read because the host is slow.
@@ -25,19 +26,24 @@ from guestagent.readiness import Readiness
 from guestagent.stream_table import StreamTable
 from protocol.connection import Connection
 from protocol.relay import SocketRelay
-from protocol.stream_messages import SocketTarget
+from protocol.stream_messages import SocketTarget, UnixTarget
 from protocol.streams import Stream
 
 DIAL_SECONDS = 10.0
 """Bound on a dial. The kernel's own (tcp_syn_retries, two minutes) is longer than any client of the host waits."""
+
+UNIX_RETRY = 0.02
+"""Seconds until a unix socket whose queue was full is dialled again."""
 
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - this binds nothing
 _ABORT = struct.pack("ii", 1, 0)
 _IN, _OUT, _ERROR, _HANGUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR, select.EPOLLHUP
 
 
-def destination(target: SocketTarget) -> tuple[socket.AddressFamily, tuple[str, int]]:
+def destination(target: SocketTarget | UnixTarget) -> tuple[socket.AddressFamily, tuple[str, int] | str]:
     """Where to connect to for `target`: itself, or the loopback where it names every address."""
+    if isinstance(target, UnixTarget):
+        return socket.AF_UNIX, target.path
     address = _LOOPBACK.get(target.address, target.address)  # in canonical text form, as the protocol makes sure
     return socket.AF_INET6 if ":" in address else socket.AF_INET, (address, target.port)
 
@@ -144,7 +150,7 @@ class _Dial:
 
 
 class TcpRelays:
-    """Opens a relay for each OPEN of a tcp stream. `flush` is for what is said outside of a batch."""
+    """Opens a relay for each OPEN of a tcp or unix stream. `flush` is for what is said outside of a batch."""
 
     def __init__(
         self,
@@ -161,7 +167,7 @@ class TcpRelays:
         self._flush = flush
         self.counters: Counter[str] = Counter()
 
-    def open(self, stream: Stream, target: SocketTarget) -> None:
+    def open(self, stream: Stream, target: SocketTarget | UnixTarget) -> None:
         """Dial `target` and answer the stream's OPEN, now or when it is known."""
         family, address = destination(target)
         try:
@@ -172,20 +178,19 @@ class TcpRelays:
         error = sock.connect_ex(address)
         if error == errno.EINPROGRESS:
             error = sock.connect_ex(address)
-        if error in (errno.EALREADY, errno.EINPROGRESS):
+        if error in (errno.EALREADY, errno.EINPROGRESS) or (error == errno.EAGAIN and family is socket.AF_UNIX):
             dial = _Dial(stream)
             self._table.add(dial)
-            self._nursery.start_soon(self._wait, dial, sock)
+            self._nursery.start_soon(self._wait, dial, sock, address)
         else:
             self._answer(stream, sock, error)
 
-    async def _wait(self, dial: _Dial, sock: socket.socket) -> None:
+    async def _wait(self, dial: _Dial, sock: socket.socket, address: tuple[str, int] | str) -> None:
         error = errno.ETIMEDOUT
         try:
             dial.scope.deadline = trio.current_time() + DIAL_SECONDS
             with dial.scope:
-                await trio.lowlevel.wait_writable(sock)
-                error = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                error = await _end_of_dial(sock, address)
             if dial.over:
                 sock.close()
                 return
@@ -203,15 +208,30 @@ class TcpRelays:
             sock.close()
             self._refuse(stream, error)
             return
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.counters["tcp connections"] += 1
+        if sock.family is socket.AF_UNIX:
+            self.counters["unix connections"] += 1
+        else:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.counters["tcp connections"] += 1
         self._connection.accept_stream(stream)
         relay = TcpRelay(sock, self._connection, stream, self._readiness, self._table)
         self._table.add(relay)
 
     def _refuse(self, stream: Stream, error: int) -> None:
-        self.counters["tcp refused"] += 1
+        self.counters[f"{stream.kind} refused"] += 1
         self._connection.refuse_stream(stream, error_name(error), os.strerror(error))
+
+
+async def _end_of_dial(sock: socket.socket, address: tuple[str, int] | str) -> int:
+    """How a dial went that could not be ended at once: 0 or an error's number."""
+    if sock.family is not socket.AF_UNIX:
+        await trio.lowlevel.wait_writable(sock)
+        return sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    error = errno.EAGAIN
+    while error == errno.EAGAIN:
+        await trio.sleep(UNIX_RETRY)
+        error = sock.connect_ex(address)
+    return error
 
 
 def _is_connected_to_itself(sock: socket.socket) -> bool:

@@ -12,6 +12,7 @@ import msgpack
 
 from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.limits import MAX_ARGUMENTS, MAX_BODY
+from protocol.listener_messages import Listen, ListenFailed, Listening, Unlisten
 from protocol.messages import (
     Clock,
     Hello,
@@ -45,6 +46,7 @@ MESSAGES: dict[int, type[Message]] = {
     for kind in (
         *(Hello, Ping, Pong, Open, Opened, Refused, Data, ErrorOutput, EndOfData, Reset, Credit, Signal, Resize, Exit),
         *(PortsSnapshot, PortsChanged, PortOwners, StatusRequest, Status, Clock, PowerOff),
+        *(Listen, Unlisten, Listening, ListenFailed),
     )
 }
 

@@ -34,6 +34,7 @@ from protocol.errors import LocalProtocolError, RemoteProtocolError
 from protocol.framing import HEADER_SIZE, PeerGaveUpError, Preamble
 from protocol.handshake import Handshake
 from protocol.handshake import Role as Role  # part of this module's interface
+from protocol.listener_messages import Listen, ListenFailed, Listening, Unlisten
 from protocol.messages import (
     Clock,
     Hello,
@@ -92,8 +93,8 @@ class Incompatible:
 
 Event = GenerationStarted | GenerationEnded | Incompatible | Message
 
-_FROM_GUEST = (PortsSnapshot, PortsChanged, PortOwners, Status)
-_FROM_HOST = (StatusRequest, Clock, PowerOff)
+_FROM_GUEST = (PortsSnapshot, PortsChanged, PortOwners, Status, Listening, ListenFailed)
+_FROM_HOST = (StatusRequest, Clock, PowerOff, Listen, Unlisten)
 
 
 class _Phase(enum.Enum):

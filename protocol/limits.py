@@ -57,6 +57,12 @@ MAX_TEXT = 4_096
 MAX_PATH = 4_096
 """Bytes of a path (PATH_MAX, limits.h)."""
 
+MAX_SOCKET_PATH = 107
+"""Bytes of a unix socket's path in the guest (sun_path with its NUL has 108, unix(7))."""
+
+MAX_LISTENERS = 1_024
+"""Listeners in the guest that the host may have at once."""
+
 MAX_ARGUMENTS = 1_024
 """Arguments or environment entries of a command."""
 

@@ -18,6 +18,8 @@ from protocol.wire_values import (
     fields_untrusted,
     integer_untrusted,
     list_untrusted,
+    listener_untrusted,
+    socket_path_untrusted,
     text_clipped,
     text_untrusted,
 )
@@ -28,6 +30,7 @@ class StreamKind(enum.StrEnum):
 
     TCP = "tcp"
     UDP = "udp"
+    UNIX = "unix"
     EXEC = "exec"
 
 
@@ -62,6 +65,39 @@ class SocketTarget:
     def from_wire_untrusted(cls, value: object) -> Self:
         address, port = fields_untrusted(value, 2)
         return cls(address_untrusted(address), integer_untrusted(port, 65_535, 1))
+
+
+@dataclass(frozen=True, slots=True)
+class UnixTarget:
+    """Where a unix stream leads: a stream socket in the guest's file system."""
+
+    path: str
+    """Absolute."""
+
+    def to_wire(self) -> list[object]:
+        return [self.path]
+
+    @classmethod
+    def from_wire_untrusted(cls, value: object) -> Self:
+        (path,) = fields_untrusted(value, 1)
+        return cls(socket_path_untrusted(path))
+
+
+@dataclass(frozen=True, slots=True)
+class ListenerTarget:
+    """Where a stream leads that the guest opens: whatever the host asked this listener for.
+
+    A number, so that a guest can name nothing on the host that the host did not name first.
+    """
+
+    listener: int
+
+    def to_wire(self) -> int:
+        return self.listener
+
+    @classmethod
+    def from_wire_untrusted(cls, value: object) -> Self:
+        return cls(listener_untrusted(value))
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +149,20 @@ class CommandTarget:
         )
 
 
-Target = SocketTarget | CommandTarget
+Target = SocketTarget | UnixTarget | ListenerTarget | CommandTarget
+
+_TARGETS: dict[StreamKind, type[SocketTarget | UnixTarget | CommandTarget]] = {
+    StreamKind.TCP: SocketTarget,
+    StreamKind.UDP: SocketTarget,
+    StreamKind.UNIX: UnixTarget,
+    StreamKind.EXEC: CommandTarget,
+}
+
+
+def _target_untrusted(kind: StreamKind, value: object) -> Target:
+    if type(value) is int and kind is not StreamKind.EXEC:
+        return ListenerTarget.from_wire_untrusted(value)
+    return _TARGETS[kind].from_wire_untrusted(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,11 +184,10 @@ class Open(StreamMessage):
     def from_wire_untrusted(cls, values: list[object]) -> Self:
         stream, kind, target, credit, transport = fields_untrusted(values, 5)
         stream_kind = choice_untrusted(kind, StreamKind)
-        parse = CommandTarget if stream_kind is StreamKind.EXEC else SocketTarget
         return cls(
             _stream_untrusted(stream),
             stream_kind,
-            parse.from_wire_untrusted(target),
+            _target_untrusted(stream_kind, target),
             integer_untrusted(credit, limits.STREAM_WINDOW),
             choice_untrusted(transport, Transport),
         )

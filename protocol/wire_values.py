@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import TypeVar
 
 from protocol.errors import RemoteProtocolError
-from protocol.limits import MAX_TEXT
+from protocol.limits import MAX_SOCKET_PATH, MAX_TEXT
 
 MAX_U32 = 0xFFFFFFFF
 MAX_U63 = 0x7FFFFFFFFFFFFFFF
@@ -58,6 +58,19 @@ def argument_untrusted(value: object, most: int) -> str:
     if type(value) is not str or len(value.encode()) > most or "\0" in value:
         raise RemoteProtocolError(f"expected an argument of at most {most} bytes without NUL")
     return value
+
+
+def socket_path_untrusted(value: object) -> str:
+    """An absolute path that fits a unix socket's address."""
+    path = argument_untrusted(value, MAX_SOCKET_PATH)
+    if not path.startswith("/"):
+        raise RemoteProtocolError("expected an absolute path")
+    return path
+
+
+def listener_untrusted(value: object) -> int:
+    """The number of a listener."""
+    return integer_untrusted(value, MAX_U32, 1)
 
 
 def list_untrusted(value: object, most: int) -> list[object]:

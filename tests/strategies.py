@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from protocol import limits
 from protocol.codec import MESSAGES
+from protocol.listener_messages import Listen, ListenFailed, Listening, UnixAddress, Unlisten
 from protocol.messages import (
     Clock,
     Hello,
@@ -29,6 +30,7 @@ from protocol.stream_messages import (
     EndOfData,
     ErrorOutput,
     Exit,
+    ListenerTarget,
     Open,
     Opened,
     Refused,
@@ -38,6 +40,7 @@ from protocol.stream_messages import (
     SocketTarget,
     StreamKind,
     TerminalSize,
+    UnixTarget,
 )
 from protocol.wire_values import MAX_U32, MAX_U63
 
@@ -75,11 +78,20 @@ COMMAND_TARGETS = st.builds(
     arguments(),
     st.none() | SIZES,
 )
+LISTENERS = st.integers(1, MAX_U32)
+SOCKET_PATHS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=26).map("/{}".format)
+UNIX_ADDRESSES = st.builds(UnixAddress, SOCKET_PATHS, st.integers(0, 0o777), arguments())
 _WINDOWS = st.integers(0, limits.STREAM_WINDOW)
 _PAYLOADS = st.binary(max_size=300)
-OPENS = st.builds(
-    Open, STREAM_NUMBERS, st.sampled_from([StreamKind.TCP, StreamKind.UDP]), SOCKET_TARGETS, _WINDOWS
-) | st.builds(Open, STREAM_NUMBERS, st.just(StreamKind.EXEC), COMMAND_TARGETS, _WINDOWS)
+_SOCKET_KINDS = st.sampled_from([StreamKind.TCP, StreamKind.UDP])
+OPENS = st.one_of(
+    st.builds(Open, STREAM_NUMBERS, _SOCKET_KINDS, SOCKET_TARGETS, _WINDOWS),
+    st.builds(Open, STREAM_NUMBERS, st.just(StreamKind.UNIX), st.builds(UnixTarget, SOCKET_PATHS), _WINDOWS),
+    st.builds(
+        Open, STREAM_NUMBERS, _SOCKET_KINDS | st.just(StreamKind.UNIX), st.builds(ListenerTarget, LISTENERS), _WINDOWS
+    ),
+    st.builds(Open, STREAM_NUMBERS, st.just(StreamKind.EXEC), COMMAND_TARGETS, _WINDOWS),
+)
 HELLOS = st.builds(
     Hello,
     st.integers(1, MAX_U32),
@@ -117,6 +129,11 @@ _BY_KIND: dict[type[Message], st.SearchStrategy[Message]] = {
     ),
     Clock: st.builds(Clock, U63),
     PowerOff: st.builds(PowerOff, st.booleans()),
+    Listen: st.builds(Listen, LISTENERS, _SOCKET_KINDS, SOCKET_TARGETS)
+    | st.builds(Listen, LISTENERS, st.just(StreamKind.UNIX), UNIX_ADDRESSES),
+    Unlisten: st.builds(Unlisten, LISTENERS),
+    Listening: st.builds(Listening, LISTENERS),
+    ListenFailed: st.builds(ListenFailed, LISTENERS, texts(), texts()),
 }
 
 MESSAGES_OF_EVERY_KIND = st.sampled_from(list(MESSAGES.values())).flatmap(lambda kind: _BY_KIND[kind])

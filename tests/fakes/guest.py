@@ -26,7 +26,18 @@ from protocol.limits import PORTS_PER_FRAME, PROTOCOL_VERSIONS
 from protocol.link import Link, PeerAwayError
 from protocol.messages import Hello, Message, PortOwners, PortsChanged, PortsSnapshot
 from protocol.ports import Port, PortOwner
-from protocol.stream_messages import CommandTarget, Data, EndOfData, Open, Reset, Resize, Signal, StreamKind
+from protocol.stream_messages import (
+    CommandTarget,
+    Data,
+    EndOfData,
+    ListenerTarget,
+    Open,
+    Reset,
+    Resize,
+    Signal,
+    SocketTarget,
+    StreamKind,
+)
 
 _READ_SIZE = 65_536
 _BOUND = 10.0
@@ -282,10 +293,11 @@ class _Life:
         target = message.target
         if isinstance(target, CommandTarget):
             self._commands.open(stream, target)
-        elif message.kind is StreamKind.TCP:
-            self._tcp.open(stream, target)
-        else:
+        elif isinstance(target, SocketTarget) and message.kind is StreamKind.UDP:
             self._udp.open(stream, target)
+        else:
+            assert not isinstance(target, ListenerTarget), message
+            self._tcp.open(stream, target)
 
     def _tell_command(self, message: Signal | Resize) -> None:
         command = self.table.get(message.stream)

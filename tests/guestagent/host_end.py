@@ -35,7 +35,9 @@ from protocol.stream_messages import (
     StreamMessage,
     Target,
     TerminalSize,
+    UnixTarget,
 )
+from protocol.streams import Stream
 
 USER = pwd.getpwuid(os.geteuid()).pw_name
 """Who runs the tests: the only user as whom a command can run when that is not root."""
@@ -51,11 +53,11 @@ Said = TypeVar("Said", bound=Message)
 class HostStream:
     """One stream as the host has it, and all that the guest said about it."""
 
-    def __init__(self, host: HostEnd, kind: StreamKind, target: Target, *, reads: bool) -> None:
+    def __init__(self, host: HostEnd, stream: Stream, *, reads: bool = True) -> None:
         self.host = host
         self.reads = reads
         self.heard: list[StreamMessage] = []
-        self.stream = host.connection.open_stream(kind, target)
+        self.stream = stream
         self.room = trio.Event()
         host.streams[self.stream.number] = self
         host.link.flush()
@@ -68,6 +70,16 @@ class HostStream:
     async def wait(self, kind: type[Said]) -> Said:
         """The first message of that kind."""
         return await self.host.until(lambda: next((said for said in self.heard if isinstance(said, kind)), None))
+
+    def accept(self) -> None:
+        """Say that what the guest's client wants is there."""
+        self.host.connection.accept_stream(self.stream)
+        self.host.link.flush()
+
+    def refuse(self, error: str) -> None:
+        """Say that it is not."""
+        self.host.connection.refuse_stream(self.stream, error, "the test says so")
+        self.host.link.flush()
 
     async def opened(self) -> HostStream:
         """This stream, once it is open."""
@@ -193,11 +205,22 @@ class HostEnd:
             self.connection.send(message)
         self.link.flush()
 
+    def open(self, kind: StreamKind, target: Target, *, reads: bool = True) -> HostStream:
+        """Ask the guest for a stream."""
+        return HostStream(self, self.connection.open_stream(kind, target), reads=reads)
+
+    async def offered(self, number: int) -> HostStream:
+        """The stream with that number, when the guest has opened it."""
+        return await self.until(lambda: self.streams.get(number))
+
     def tcp(self, port: int, address: str = "127.0.0.1", *, reads: bool = True) -> HostStream:
-        return HostStream(self, StreamKind.TCP, SocketTarget(address, port), reads=reads)
+        return self.open(StreamKind.TCP, SocketTarget(address, port), reads=reads)
+
+    def unix(self, path: Path) -> HostStream:
+        return self.open(StreamKind.UNIX, UnixTarget(str(path)))
 
     def udp(self, port: int, address: str = "127.0.0.1") -> HostStream:
-        return HostStream(self, StreamKind.UDP, SocketTarget(address, port), reads=True)
+        return self.open(StreamKind.UDP, SocketTarget(address, port))
 
     def command(
         self,
@@ -209,7 +232,7 @@ class HostEnd:
         reads: bool = True,
     ) -> HostStream:
         target = CommandTarget(arguments, tuple(environment), user, directory, terminal)
-        return HostStream(self, StreamKind.EXEC, target, reads=reads)
+        return self.open(StreamKind.EXEC, target, reads=reads)
 
     def _dispatch(self, events: list[Event]) -> None:
         for event in events:
@@ -219,8 +242,10 @@ class HostEnd:
             elif isinstance(event, GenerationEnded):
                 self.last_end = event.reason
                 self.streams.clear()
+            elif isinstance(event, Open):
+                if (stream := self.connection.stream(event.stream)) is not None:
+                    HostStream(self, stream)
             elif isinstance(event, StreamMessage):
-                assert not isinstance(event, Open), "the guest opens nothing"
                 self.streams[event.stream].hear(event)
             elif isinstance(event, Message):
                 self.messages.append(event)

@@ -16,7 +16,7 @@ import trio.testing
 from guestagent import relay
 from guestagent.relay import destination, error_name
 from protocol.limits import SEND_QUEUE, STREAM_WINDOW
-from protocol.stream_messages import EndOfData, Reset, SocketTarget
+from protocol.stream_messages import EndOfData, ListenerTarget, Reset, SocketTarget, StreamKind
 from tests.guestagent.host_end import BOUND, HostEnd, HostStream, guest_and_host
 
 
@@ -108,6 +108,63 @@ async def test_bytes_travel_both_ways_and_half_close_keeps_the_answer(host: Host
         conversation.close()
         await stream.wait(EndOfData)
         assert stream.output() == answer
+
+
+async def test_a_unix_socket_is_reached_by_its_path_and_half_close_keeps_the_answer(
+    host: HostEnd, tmp_path: Path
+) -> None:
+    path = tmp_path / "server"
+    with trio.socket.socket(socket.AF_UNIX) as listener:
+        await listener.bind(str(path))
+        listener.listen(1)
+        stream = await host.unix(path).opened()
+        with trio.fail_after(BOUND):
+            conversation, _ = await listener.accept()
+        with conversation:
+            stream.send(b"question")
+            stream.send_end()
+            assert await receive_all(conversation) == b"question"
+            await conversation.send(b"answer")
+            conversation.shutdown(socket.SHUT_WR)
+            await stream.wait(EndOfData)
+            assert stream.output() == b"answer"
+
+
+async def test_a_unix_socket_that_is_not_there_is_refused_with_its_errno(host: HostEnd, tmp_path: Path) -> None:
+    assert await host.unix(tmp_path / "nothing").refusal() == "ENOENT"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(tmp_path / "dead"))
+    assert await host.unix(tmp_path / "dead").refusal() == "ECONNREFUSED"
+    (tmp_path / "file").touch()
+    assert await host.unix(tmp_path / "file").refusal() == "ECONNREFUSED"
+
+
+async def test_a_dial_waits_while_a_unix_socket_has_a_full_queue(host: HostEnd, tmp_path: Path) -> None:
+    with trio.socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        await listener.bind(str(tmp_path / "busy"))
+        listener.listen(0)
+        first.connect(str(tmp_path / "busy"))
+        stream = host.unix(tmp_path / "busy")
+        await trio.testing.wait_all_tasks_blocked()
+        assert not stream.heard
+        (await listener.accept())[0].close()
+        await stream.opened()
+        (await listener.accept())[0].close()
+
+
+async def test_a_unix_socket_whose_queue_stays_full_is_given_up(
+    host: HostEnd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relay, "DIAL_SECONDS", 0.05)
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(tmp_path / "busy"))
+        listener.listen(0)
+        first.connect(str(tmp_path / "busy"))
+        assert await host.unix(tmp_path / "busy").refusal() == "ETIMEDOUT"
+
+
+async def test_a_stream_of_the_host_comes_from_no_listener(host: HostEnd) -> None:
+    assert await host.open(StreamKind.TCP, ListenerTarget(1)).refusal() == "EPERM"
 
 
 async def test_a_closed_port_is_refused_with_its_errno(host: HostEnd) -> None:

@@ -106,4 +106,4 @@ def test_a_command_that_the_peer_would_not_take(arguments: tuple[str, ...]) -> N
 
 
 def test_numbers_are_those_of_the_specification() -> None:
-    assert sorted(MESSAGES) == list(range(21))
+    assert sorted(MESSAGES) == list(range(25))

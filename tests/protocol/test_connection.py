@@ -14,6 +14,7 @@ from protocol.codec import encode
 from protocol.connection import GenerationEnded, GenerationStarted, Incompatible
 from protocol.errors import LocalProtocolError
 from protocol.framing import FLUSH, FrameEncoder, Preamble, PreambleKind
+from protocol.listener_messages import Listen, ListenFailed, Listening, Unlisten
 from protocol.messages import (
     Clock,
     Message,
@@ -47,6 +48,7 @@ from protocol.stream_messages import (
 from tests.protocol.pair import HELLO, TARGET, Pair
 from tests.strategies import MESSAGES_OF_EVERY_KIND, pieces
 
+LISTEN = Listen(1, StreamKind.TCP, SocketTarget("127.0.0.1", 80))
 CHANGE = PortsChanged((Port(Protocol.TCP, "0.0.0.0", 80),), ())
 
 
@@ -186,7 +188,10 @@ def test_a_frame_full_of_garbage_never_raises(body: bytes) -> None:
     assert pair.host.connection.running
 
 
-@pytest.mark.parametrize("message", [CHANGE, PortsSnapshot((), True), PortOwners(()), Status((), ())])
+@pytest.mark.parametrize(
+    "message",
+    [CHANGE, PortsSnapshot((), True), PortOwners(()), Status((), ()), Listening(1), ListenFailed(1, "EIO", "")],
+)
 def test_only_the_guest_speaks_of_its_ports(message: Message) -> None:
     pair = Pair().start()
     pair.say(pair.guest, message)
@@ -195,7 +200,7 @@ def test_only_the_guest_speaks_of_its_ports(message: Message) -> None:
     assert pair.guest.last_reason().endswith("is not the peer's to say")
 
 
-@pytest.mark.parametrize("message", [Clock(1), PowerOff(False), StatusRequest()])
+@pytest.mark.parametrize("message", [Clock(1), PowerOff(False), StatusRequest(), LISTEN, Unlisten(1)])
 def test_only_the_host_gives_orders(message: Message) -> None:
     pair = Pair().start()
     pair.say(pair.host, message)

@@ -19,6 +19,8 @@ from protocol.wire_values import (
     fields_untrusted,
     integer_untrusted,
     list_untrusted,
+    listener_untrusted,
+    socket_path_untrusted,
     text_clipped,
     text_untrusted,
 )
@@ -39,11 +41,13 @@ CHECKS: dict[str, tuple[Callable[[object], object], type]] = {
     "fields": (lambda value: fields_untrusted(value, 2), list),
     "choice": (lambda value: choice_untrusted(value, Colour), str),
     "address": (address_untrusted, str),
+    "socket path": (socket_path_untrusted, str),
+    "listener": (listener_untrusted, int),
 }
 
 
 @pytest.mark.parametrize("name", CHECKS)
-@given(value=WIRE_VALUES | st.sampled_from(["red", "::1", [1, 2], b"abc", 0, 10]))
+@given(value=WIRE_VALUES | st.sampled_from(["red", "::1", [1, 2], b"abc", 0, 10, "/run/s"]))
 def test_a_value_of_that_type_or_an_error(name: str, value: object) -> None:
     check, kind = CHECKS[name]
     try:

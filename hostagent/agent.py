@@ -16,6 +16,7 @@ from dataclasses import asdict
 
 import trio
 
+from hostagent.api_shapes import SourceShape, Status
 from hostagent.channel import Channel
 from hostagent.control_api import serve_api
 from hostagent.errors import UserError
@@ -29,6 +30,7 @@ from hostagent.paths import InstancePaths
 from hostagent.qemu.machine import Machine, StopBounds, attach, start
 from hostagent.qemu.monitor import Monitor, open_monitor
 from hostagent.serial_log import last_lines
+from protocol import messages
 from protocol.limits import MAX_PORTS, PROTOCOL_VERSIONS
 from protocol.messages import (
     Clock,
@@ -38,10 +40,9 @@ from protocol.messages import (
     PortsChanged,
     PortsSnapshot,
     PowerOff,
-    Status,
     StatusRequest,
 )
-from protocol.ports import Port
+from protocol.ports import Port, WakeupSource
 from protocol.stream_messages import CommandTarget
 
 REFRESH_BOUND = 1.0
@@ -85,7 +86,7 @@ class Agent:
         self._answered = trio.Event()
         self._answered.set()
         self._peer: Hello | None = None
-        self._guest_status: Status | None = None
+        self._guest_status: messages.Status | None = None
         self._guest_answered = trio.Event()
         self._trouble = ""
         self._snapshot: set[Port] = set()
@@ -245,7 +246,7 @@ class Agent:
                     self._too_many_ports()
             case PortOwners():
                 self._forwarder.name_owners(message.owners)
-            case Status():
+            case messages.Status():
                 self._guest_status = message
                 self._guest_answered.set()
             case _:
@@ -296,7 +297,7 @@ class Agent:
             with trio.move_on_after(REFRESH_BOUND):
                 await self._guest_answered.wait()
 
-    def status(self) -> dict[str, object]:
+    def status(self) -> Status:
         """The JSON of `hostagent status`."""
         plan, peer, guest = self._plan, self._peer, self._guest_status
         state = instance_state(
@@ -327,7 +328,7 @@ class Agent:
                 "boot_id": peer.boot_id if peer else None,
                 "description": peer.description if peer else None,
                 "capabilities": sorted(peer.capabilities) if peer else [],
-                "sources": [asdict(source) for source in guest.sources] if guest else [],
+                "sources": [_source_shape(source) for source in guest.sources] if guest else [],
                 "counters": dict(guest.counters) if guest else {},
             },
         }
@@ -343,3 +344,7 @@ class Agent:
             yield execution
         finally:
             execution.close()
+
+
+def _source_shape(source: WakeupSource) -> SourceShape:
+    return {"name": source.name, "live": source.live, "reason": source.reason, "wakeups": source.wakeups}

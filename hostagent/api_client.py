@@ -56,7 +56,7 @@ class ApiClient:
             yield cast("EventShape", event)
 
     def stop(self, *, force: bool) -> str:
-        """Shut the guest down and return what that needed: "guest agent", "acpi", "quit" or "kill"."""
+        """Shut the guest down and return what that needed: "guest agent", or a step of `StopStep`."""
         answer = self._object("POST", f"/v1/stop?force={json.dumps(force)}", _STOP_BOUND)
         return str(answer["stopped_by"])
 

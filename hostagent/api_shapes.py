@@ -2,24 +2,15 @@
 
 Keys are never renamed or removed within API version 1; new ones may be added. Times are Unix seconds, sizes and
 traffic are bytes, states are lowercase words. Texts may come from the guest and can hold anything but are escaped to
-ASCII where they are printed. The OpenAPI description is generated from these classes and their docstrings.
-
-| command | prints |
-|---|---|
-| `ports --json` | `PortList` |
-| `ports --watch --json` | a line with a `PortList` whenever something changed |
-| `list --json` | `InstanceList` |
-| `status --json` | `Instance`, and for a running instance also the keys of `Status` |
-| `events --json` | a line with an `EventShape` for each event |
-| `doctor --json` | `Diagnosis` |
-| `up --json` | a line for each step, the last one `{"event": "ports", "ports": …}` |
+ASCII where they are printed. API.md and openapi.json are generated from these classes and their docstrings by
+build/describe_api.py, and tests hold the real documents to them. The string below a key describes it there.
 
 The command line imports this module for type checking only: making these classes costs a tenth of its start.
 """
 
 from __future__ import annotations
 
-from typing import Any, TypedDict, final
+from typing import Any, NotRequired, TypedDict, final
 
 API_VERSION = 1
 
@@ -62,22 +53,25 @@ class TrafficShape(TypedDict):
 
 
 class PortShape(TypedDict):
-    """One forward: a port that is open in the guest, or what a rule puts there, and what became of it on the host.
-
-    `kind` is "socket", "nat" or "service" for a port that the guest opened, and "static" or "reverse" for what a rule
-    alone makes; `protocol` is "tcp", "udp" or "unix".
-    """
+    """One forward: a port that is open in the guest, or what a rule puts there, and what became of it on the host."""
 
     state: str
+    """"listening", "conflict", "denied", "ignored", "stalled" or "failed"."""
     protocol: str
+    """"tcp", "udp" or "unix"."""
     host: list[EndpointShape | SocketShape]
+    """Where it listens, or would; empty when no rule forwards it."""
     guest: EndpointShape | SocketShape
     kind: str
+    """"socket", "nat" or "service" for a port that the guest opened; "static" or "reverse" for what a rule makes."""
     owner: OwnerShape | None
     traffic: TrafficShape
     reason: str
+    """Why it is in this state, with the next step; empty while all is well."""
     rule: str
+    """The rule that decided."""
     since: float
+    """When it came into this state."""
 
 
 class PortList(TypedDict):
@@ -87,21 +81,139 @@ class PortList(TypedDict):
 
 
 class EventShape(TypedDict):
-    """One event. Further keys depend on the kind; "lost" (with `missed`) stands for events that are gone."""
+    """What every event has; further keys depend on the kind."""
 
     id: int
+    """Grows by one with every event, also across restarts of the host agent."""
     time: float
     kind: str
 
 
-class Status(TypedDict):
-    """A running instance. Further keys describe its phases, guest, accelerator, sources and counters."""
+class PhaseEvent(EventShape):
+    """Kind "phase": a step of the start."""
+
+    phase: str
+    """"qemu", "hello" or "ports"."""
+    state: str
+    """"started", "stalled", "done" or "failed"."""
+    seconds: float
+    detail: str
+
+
+class StateEvent(EventShape):
+    """Kind "state": the instance is in another state."""
 
     state: str
+    """"running", "stopping" or "stopped"."""
+    reason: str
+
+
+class ForwardEvent(EventShape):
+    """Kind "forward": a forward came, went or changed."""
+
+    protocol: str
+    guest: str
+    host: list[str]
+    state: str
+    """As in `PortShape`, or "gone"."""
+    reason: str
+    process: str | None
+
+
+class GuestEvent(EventShape):
+    """Kind "guest": the guest agent came or went."""
+
+    agent: str
+    """"present", "away", "failed" (it broke the protocol's rules and is left alone for a while) or "incompatible"."""
+    reason: NotRequired[str]
+    version: NotRequired[str]
+    boot_id: NotRequired[str]
+    fault: NotRequired[bool]
+
+
+class QemuEvent(EventShape):
+    """Kind "qemu": an event of QEMU's monitor, as QEMU says it."""
+
+    name: str
+    data: dict[str, Any]
+
+
+class LogEvent(EventShape):
+    """Kind "log": what the host agent writes for its developers."""
+
+    level: str
+    message: str
+    logger: NotRequired[str]
+    traceback: NotRequired[str]
+
+
+class LostEvent(EventShape):
+    """Kind "lost": events before the next one are gone; agent.log may still have them."""
+
+    missed: int | None
+    """How many; null when the id that was asked for belongs to another life of the instance."""
+
+
+AnyEvent = PhaseEvent | StateEvent | ForwardEvent | GuestEvent | QemuEvent | LogEvent | LostEvent
+
+
+class AcceleratorShape(TypedDict):
+    """What runs the guest's code."""
+
+    name: str
+    """"kvm", "hvf" or "tcg"."""
+    warning: str
+
+
+class SourceShape(TypedDict):
+    """One of the ways in which the guest's kernel tells that something changed."""
+
+    name: str
+    live: bool
+    reason: str
+    """Why it is not live."""
+    wakeups: int
+
+
+class GuestAgentShape(TypedDict):
+    """The guest agent; null and empty values stand for what it has not said yet."""
+
+    present: bool
+    version: str | None
+    seed_version: str
+    """The version that the next boot will have."""
+    boot_id: str | None
+    description: str | None
+    capabilities: list[str]
+    sources: list[SourceShape]
+    counters: dict[str, int]
+
+
+class Status(TypedDict):
+    """A running instance, as its host agent knows it."""
+
+    name: str
+    state: str
+    """"starting", "running", "degraded" (without a guest agent) or "stopping"."""
+    reason: str
+    """What is wrong with the guest agent, and the next step; empty while all is well."""
+    directory: str
+    version: str
+    since: float
+    architecture: str
+    cpus: int
+    memory: int
+    disk: int
+    image: str
+    accelerator: AcceleratorShape
+    qemu_pid: int | None
+    phases: dict[str, float]
+    """Seconds that each finished step of the start took."""
+    guest_agent: GuestAgentShape
 
 
 class Stopped(TypedDict):
-    """What it took to shut the guest down: "guest agent", "acpi", "quit" or "kill"."""
+    """What it took to shut the guest down: "guest agent", "power button", "quit", "terminated" or "killed"."""
 
     stopped_by: str
 
@@ -114,17 +226,20 @@ class ErrorShape(TypedDict):
 
 
 class Instance(TypedDict):
-    """One instance on this host. Sizes are bytes; `pid` is the host agent's, null while there is none."""
+    """One instance on this host. What is not known of one that does not run is empty or 0."""
 
     name: str
     state: str
+    """"running", "starting", "stopping", "degraded" (without a guest agent), "stopped" or "broken"."""
     pid: int | None
+    """The host agent's; null while there is none."""
     arch: str
     cpus: int
     memory: int
     disk: int
     directory: str
     error: str
+    """Why something of this is not known."""
 
 
 class InstanceList(TypedDict):
@@ -147,6 +262,9 @@ class Diagnosis(TypedDict):
 
     checks: list[CheckShape]
 
+
+PRINTED = (InstanceList, Diagnosis)
+"""What only commands print."""
 
 Document = dict[str, Any]
 """A parsed JSON object whose keys depend on its kind."""

@@ -16,13 +16,11 @@ leaves. It closes the event log first, which ends the streams properly.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import socket
 import stat
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Iterator
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -40,14 +38,15 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from hostagent import api_shapes, openapi
+from hostagent import api_shapes
 from hostagent.api_shapes import EndpointShape, OwnerShape, PortList, PortShape, SocketShape, TrafficShape
 from hostagent.control_exec import serve_exec
+from hostagent.control_streams import Lines, event_lines, line_of, server_sent_events
 from hostagent.errors import UserError
-from hostagent.event_log import EventLog, Subscription
+from hostagent.event_log import Subscription
 from hostagent.exec_frames import MAX_FRAME
 from hostagent.forwards import Endpoint, Forward, SocketFile
-from hostagent.openapi import Operation, Parameter
+from hostagent.openapi import EVENT_STREAM, JSON, LINES, Operation, Parameter
 from hostagent.running_instance import RunningInstance
 from protocol.ports import PortOwner
 
@@ -70,13 +69,19 @@ OPERATIONS: Final = (
         "All ports; with follow, a line with all of them whenever one changed.",
         PortList,
         (_FOLLOW, Parameter("interval", float, "Seconds between looks at the counters, at least 0.05.")),
+        (JSON, LINES),
     ),
     Operation(
         "GET",
         "/v1/events",
-        "Recorded events, one a line.",
-        api_shapes.EventShape,
-        (_FOLLOW, Parameter("after", int, "Only events with larger ids.")),
+        "Recorded events, one a line; as a stream of server-sent events it goes on like with follow.",
+        api_shapes.AnyEvent,
+        (
+            _FOLLOW,
+            Parameter("after", int, "Only events with larger ids."),
+            Parameter("Last-Event-ID", int, "The same, as a browser says it.", "header"),
+        ),
+        (LINES, EVENT_STREAM),
     ),
     Operation(
         "POST",
@@ -88,7 +93,9 @@ OPERATIONS: Final = (
     Operation("GET", "/v1/exec", "Run a command in the guest; hostagent/exec_frames.py describes the frames.", None),
     Operation("GET", "/v1/openapi.json", "This description.", dict),
 )
-"""What `/v1/openapi.json` says; a test holds it against the routes."""
+"""What openapi.json is generated from; a test holds it against the routes."""
+
+_DESCRIPTION: Final = Path(__file__).with_name("openapi.json")
 
 
 def port_shape(forward: Forward) -> PortShape:
@@ -156,20 +163,23 @@ class _Handlers:
         if not _flag(request, "follow"):
             return JSONResponse(self._listing())
         interval = max(_number(request, "interval", _DEFAULT_INTERVAL), _MIN_INTERVAL)
-        return _Lines(self._instance.events, partial(self._listings, interval))
+        return Lines(self._instance.events, partial(self._listings, interval))
 
     async def events(self, request: Request) -> Response:
         log = self._instance.events
-        after = int(_number(request, "after", log.before_kept))
+        resumed = _parsed_number("Last-Event-ID", request.headers.get("last-event-id", log.before_kept))
+        after = int(_number(request, "after", resumed))
+        if EVENT_STREAM in request.headers.get("accept", ""):
+            return Lines(log, partial(server_sent_events, log.subscribe(after)), EVENT_STREAM)
         if _flag(request, "follow"):
-            return _Lines(log, partial(_event_lines, log.subscribe(after)))
-        return Response("".join(f"{event.line()}\n" for event in log.recorded(after)), media_type=_Lines.media_type)
+            return Lines(log, partial(event_lines, log.subscribe(after)))
+        return Response("".join(f"{event.line()}\n" for event in log.recorded(after)), media_type=LINES)
 
     async def stop(self, request: Request) -> Response:
         return _LastWords({"stopped_by": await self._instance.stop(force=_flag(request, "force"))})
 
     async def openapi(self, request: Request) -> Response:
-        return JSONResponse(openapi.describe(OPERATIONS, metadata.version("hostagent")))
+        return Response(_DESCRIPTION.read_bytes(), media_type=JSON)
 
     async def execute(self, websocket: WebSocket) -> None:
         await serve_exec(websocket, self._instance)
@@ -184,7 +194,7 @@ class _Handlers:
         while not self._instance.events.closed:
             if (listing := self._listing()) != shown:
                 shown = listing
-                yield _line(listing)
+                yield line_of(listing)
                 await trio.sleep(_MIN_INTERVAL)
             with trio.move_on_after(interval):
                 await _forward_change(changes)
@@ -195,62 +205,6 @@ async def _forward_change(changes: Subscription) -> None:
     async for event in changes:
         if event.kind in {"forward", "state", "lost"}:
             return
-
-
-async def _event_lines(subscription: Subscription) -> AsyncGenerator[str]:
-    async for event in subscription:
-        yield f"{event.line()}\n"
-
-
-def _line(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, separators=(",", ":")) + "\n"
-
-
-class _Lines(Response):
-    """A stream of lines of JSON, for as long as there are any and the client listens.
-
-    `make_lines` is called again for the rest when the agent ends while it waits.
-    """
-
-    media_type = "application/x-ndjson"
-
-    def __init__(self, events: EventLog, make_lines: Callable[[], AsyncGenerator[str]]) -> None:
-        super().__init__()
-        del self.headers["content-length"]
-        self._events = events
-        self._make_lines = make_lines
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_cancel_when_gone, receive, nursery.cancel_scope)
-            try:
-                await self._send_lines(send)
-            except trio.Cancelled:
-                # The agent ends. What it said last, and that nothing follows, still leaves.
-                with trio.CancelScope(shield=True):
-                    if self._events.closed:
-                        await self._send_lines(send)
-                raise
-            nursery.cancel_scope.cancel()
-
-    async def _send_lines(self, send: Send) -> None:
-        async with contextlib.aclosing(self._make_lines()) as lines:
-            async for line in lines:
-                await _send_whole(send, line.encode(), more=True)
-        await _send_whole(send, b"", more=False)
-
-
-async def _send_whole(send: Send, body: bytes, *, more: bool) -> None:
-    """Send a piece of a body, all or nothing. That the client reads it is awaited until the connection is cut."""
-    with trio.CancelScope(shield=True):
-        await send({"type": "http.response.body", "body": body, "more_body": more})
-
-
-async def _cancel_when_gone(receive: Receive, scope: trio.CancelScope) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    scope.cancel()
 
 
 class _LastWords(JSONResponse):
@@ -271,8 +225,12 @@ def _flag(request: Request, name: str) -> bool:
 
 
 def _number(request: Request, name: str, default: float) -> float:
+    return _parsed_number(name, request.query_params.get(name, default))
+
+
+def _parsed_number(name: str, text: str | float) -> float:
     try:
-        number = float(request.query_params.get(name, default))
+        number = float(text)
     except ValueError as exc:
         raise HTTPException(400, f"{name} is a number") from exc
     if not 0 <= number <= 2**53:  # the integers that JSON numbers hold everywhere (RFC 8259 section 6)

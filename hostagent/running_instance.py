@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
+from hostagent.api_shapes import Status
 from hostagent.event_log import EventLog
 from hostagent.forwards import Forward
 from protocol.stream_messages import CommandTarget, TerminalSize
@@ -44,7 +45,7 @@ class RunningInstance(Protocol):
     async def refresh(self) -> None:
         """Ask the guest how it is doing, and wait a bounded time for the answer; `status` then knows."""
 
-    def status(self) -> dict[str, object]:
+    def status(self) -> Status:
         """State, phases, guest, accelerator, sources, counters: the JSON of `hostagent status`."""
 
     def forwards(self) -> Sequence[Forward]:
@@ -54,4 +55,4 @@ class RunningInstance(Protocol):
         """Start a command in the guest; raises `UserError` when that cannot be done."""
 
     async def stop(self, *, force: bool) -> str:
-        """Shut the guest down, and say what was needed: "guest agent", "acpi", "quit" or "kill"."""
+        """Shut the guest down, and say what was needed: "guest agent", or a step of `StopStep`."""

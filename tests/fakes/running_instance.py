@@ -15,6 +15,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
+from hostagent.api_shapes import Status
 from hostagent.errors import UserError
 from hostagent.event_log import EventLog
 from hostagent.forwards import Endpoint, Forward, ForwardState, Traffic
@@ -53,8 +54,33 @@ class FakeInstance:
     async def refresh(self) -> None:
         await trio.lowlevel.checkpoint()
 
-    def status(self) -> dict[str, object]:
-        return {"state": "running", "qemu_pid": 4711, "accelerator": {"name": "tcg", "reason": "no KVM"}, "sources": []}
+    def status(self) -> Status:
+        return {
+            "name": "box",
+            "state": "running",
+            "reason": "",
+            "directory": "/home/ada/.hostagent/box",
+            "version": "1.0",
+            "since": 1_700_000_000.0,
+            "architecture": "x86_64",
+            "cpus": 2,
+            "memory": 2 << 30,
+            "disk": 20 << 30,
+            "image": "debian-12",
+            "accelerator": {"name": "tcg", "warning": "no KVM"},
+            "qemu_pid": 4711,
+            "phases": {"qemu": 0.1},
+            "guest_agent": {
+                "present": True,
+                "version": "1.0",
+                "seed_version": "1.0",
+                "boot_id": "first boot",
+                "description": "Debian 12",
+                "capabilities": ["exec", "tcp", "udp"],
+                "sources": [{"name": "sock_diag", "live": True, "reason": "", "wakeups": 7}],
+                "counters": {"misses": 0},
+            },
+        }
 
     def forwards(self) -> Sequence[Forward]:
         return tuple(self.listed)

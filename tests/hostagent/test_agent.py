@@ -17,6 +17,7 @@ import trio
 from hostagent import agent as agent_module
 from hostagent.agent import Agent
 from hostagent.api_client import ApiClient
+from hostagent.api_shapes import Status
 from hostagent.errors import UserError
 from hostagent.forwards import Endpoint, ForwardState
 from hostagent.launch_plan import read_plan
@@ -66,7 +67,7 @@ class Running:
                     return
         raise AssertionError(f"no {kind} event with {fields}")
 
-    async def status(self, condition: Callable[[dict[str, object]], bool]) -> dict[str, object]:
+    async def status(self, condition: Callable[[Status], bool]) -> Status:
         """The status, once `condition` holds."""
         with trio.fail_after(BOUND):
             while not condition(status := self.agent.status()):

@@ -11,6 +11,7 @@ import pytest
 
 from hostagent.forwards import ForwardState
 from hostagent.instance_lock import try_lock
+from tests.documents import problems
 from tests.fakes.command_line import BOUND, COMMAND, on_terminal, run, running
 from tests.fakes.running_instance import web_forward
 from tests.fakes.served_instance import ServedInstance, served_in_thread
@@ -96,11 +97,20 @@ def test_colours_are_for_terminals_of_users_that_want_them(served: ServedInstanc
 def test_status_of_a_running_and_of_a_stopped_instance(served: ServedInstance, home: Path) -> None:
     document = json.loads(run("status", "--json", home=home).stdout)
     assert (document["name"], document["state"], document["accelerator"]["name"]) == ("box", "running", "tcg")
+    assert [line for line in problems(document, "Status") if "not documented" not in line] == []
+    assert [line for line in problems(document, "Instance") if "not documented" not in line] == []
     text = run("status", home=home).stdout.decode()
-    assert "accelerator:\n  name: tcg\n  reason: no KVM\n" in text
+    assert "accelerator:\n  name: tcg\n  warning: no KVM\n" in text
     (home / "old").mkdir()
     stopped = json.loads(run("status", "old", "--json", home=home).stdout)
     assert (stopped["state"], stopped["directory"]) == ("stopped", str(home / "old"))
+
+
+def test_the_list_is_as_documented(served: ServedInstance, home: Path) -> None:
+    (home / "old").mkdir()
+    document = json.loads(run("list", "--json", home=home).stdout)
+    assert [instance["name"] for instance in document["instances"]] == ["box", "old"]
+    assert problems(document, "InstanceList") == []
 
 
 def test_without_a_name_the_candidates_are_named(home: Path) -> None:

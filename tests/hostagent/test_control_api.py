@@ -4,7 +4,7 @@ import json
 import logging
 import socket
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import trio.testing
 from starlette.routing import Route, WebSocketRoute
 
 from hostagent import control_api
+from hostagent.api_shapes import Status
 from hostagent.control_api import OPERATIONS, application, serve_api
 from hostagent.errors import UserError
 from hostagent.forwards import ForwardState
@@ -34,8 +35,9 @@ class Http:
         status, headers = await self.head()
         return status, await self._exactly(int(headers["content-length"]))
 
-    async def request(self, method: str, target: str) -> None:
-        await self.stream.send_all(f"{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    async def request(self, method: str, target: str, *headers: str) -> None:
+        lines = [f"{method} {target} HTTP/1.1", "Host: x", *headers, "", ""]
+        await self.stream.send_all("\r\n".join(lines).encode())
 
     async def head(self) -> tuple[int, dict[str, str]]:
         lines = (await self._until(b"\r\n\r\n")).decode().split("\r\n")
@@ -143,6 +145,32 @@ async def test_events_resume_after_an_id(http: Http, instance: FakeInstance) -> 
     assert [json.loads(line)["number"] for line in body.splitlines()] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    ("target", "headers"),
+    [
+        ("/v1/events?after=2", []),
+        ("/v1/events", ["Last-Event-ID: 2"]),
+        ("/v1/events?after=2", ["Last-Event-ID: 1"]),
+    ],
+)
+async def test_server_sent_events_resume(
+    http: Http, instance: FakeInstance, target: str, headers: Sequence[str]
+) -> None:
+    for number in range(3):
+        instance.events.append("guest", number=number)
+    await http.request("GET", target, "Accept: text/event-stream", *headers)
+    assert (await http.head())[1]["content-type"].startswith("text/event-stream")
+    assert (await http.chunk()).startswith(b'id: 3\nevent: guest\ndata: {"id":3,')
+    instance.events.append("state", state="stopping", reason="")
+    assert (await http.chunk()).endswith(b'"kind":"state","state":"stopping","reason":""}\n\n')
+
+
+async def test_a_wrong_id_to_resume_from_is_an_error(http: Http) -> None:
+    await http.request("GET", "/v1/events", "Last-Event-ID: yesterday")
+    status, _ = await http.head()
+    assert status == 400
+
+
 async def test_followed_events_go_on_and_end_properly(http: Http, instance: FakeInstance) -> None:
     instance.events.append("phase", phase="hello")
     await http.request("GET", "/v1/events?follow=1")
@@ -208,7 +236,7 @@ async def test_a_user_error_is_a_conflict(http: Http, instance: FakeInstance, mo
 async def test_a_bug_is_told_and_ends_nothing(
     http: Http, instance: FakeInstance, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def fail() -> dict[str, object]:
+    def fail() -> Status:
         raise LookupError("no such thing")
 
     monkeypatch.setattr(instance, "status", fail)

@@ -6,16 +6,15 @@ guest's ssh server and its own DNS stub). After them: noise that no user means (
 sockets), and at last the rule that forwards everything bound to loopback or to all addresses to the host's loopback.
 A host address other than loopback is only ever used when a rule names it.
 
-`match` decides for one port. `plan` decides for all: several guest ports can lead to one host endpoint (a server on
-0.0.0.0 and ::, or on 127.0.0.1 and ::1), which is then one listener with one target, and none of them is an error.
-Two different guest ports that want one host endpoint are: the first in order has it, the others are told so.
+`match` decides for one port; what many ports make of it together is in `hostagent.forward_plan`. A rule that names both
+ends (a static port, a socket, a reverse forward) also makes a `StandingForward`, which needs no port of the guest.
 """
 
 from __future__ import annotations
 
 import functools
 import ipaddress
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from hostagent.forwards import Endpoint, GuestEnd, HostEnd, SocketFile
@@ -29,7 +28,7 @@ EPHEMERAL = range(32_768, 61_000)
 """Linux's default net.ipv4.ip_local_port_range: where sockets of clients live."""
 
 
-_parsed = functools.lru_cache(1_024)(ipaddress.ip_address)
+parsed_address = functools.lru_cache(1_024)(ipaddress.ip_address)
 """Addresses as objects: parsing one costs more than all that a rule asks about it."""
 
 
@@ -76,7 +75,7 @@ class ForwardRule:
             return False
         if self.guest_socket or self.reverse:
             return False
-        bound = _parsed(port.address)
+        bound = parsed_address(port.address)
         if bound.is_unspecified:
             # An `ignore` for one address says nothing about a port that has them all.
             return not self.ignore or self.any_address or self.must_be_zero
@@ -209,78 +208,3 @@ def _standing(rule: ForwardRule) -> Iterator[StandingForward]:
 def match(port: Port, rules: Iterable[ForwardRule]) -> ForwardRule:
     """The first of `rules` that decides about `port`, or the one that says that none does."""
     return next((rule for rule in rules if rule.matches(port)), _NO_RULE)
-
-
-@dataclass(frozen=True, slots=True)
-class ListenerKey:
-    """One host listener."""
-
-    protocol: Protocol
-    host: HostEnd
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """What is to become of one guest port."""
-
-    rule: str
-    listeners: tuple[ListenerKey, ...]
-    """The host listeners that lead to it, the main one first; empty when it is not forwarded."""
-    reason: str = ""
-    """Why it is not forwarded."""
-    rival: Port | None = None
-    """The guest port that has the host endpoint already."""
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """All decisions: by guest port, and each listener with the guest port it leads to."""
-
-    decisions: dict[Port, Decision]
-    targets: dict[ListenerKey, Port]
-
-
-def plan(ports: Iterable[Port], rules: RuleSet) -> Plan:
-    """Decide about all `ports`."""
-    ordered = rules.in_order()
-    decisions: dict[Port, Decision] = {}
-    claims: dict[ListenerKey, list[Port]] = {}
-    for port in sorted(ports):
-        rule = match(port, ordered)
-        if rule.ignore:
-            decisions[port] = Decision(str(rule), (), rule.text)
-            continue
-        main = ListenerKey(port.protocol, rule.host_end(port.number))
-        holders = claims.setdefault(main, [])
-        if holders and holders[0].number != port.number:
-            reason = f"guest port {holders[0].number} is forwarded there already: change one of the rules"
-            decisions[port] = Decision(str(rule), (main,), reason, rival=holders[0])
-            continue
-        holders.append(port)
-        decisions[port] = Decision(str(rule), tuple(_with_twin(main)))
-    targets = {
-        key: _nearest(key.host, holders)
-        for main, holders in claims.items()
-        for key in _with_twin(main)
-    }  # fmt: skip
-    return Plan(decisions, targets)
-
-
-def _with_twin(main: ListenerKey) -> list[ListenerKey]:
-    """Loopback is two addresses, and so is the wildcard: what is at one of them is at the other as well."""
-    if isinstance(main.host, SocketFile):
-        return [main]
-    twins = {LOOPBACK: LOOPBACK_6, LOOPBACK_6: LOOPBACK, "0.0.0.0": "::", "::": "0.0.0.0"}  # noqa: S104
-    other = twins.get(main.host.address)
-    return [main] if other is None else [main, ListenerKey(main.protocol, Endpoint(other, main.host.port))]
-
-
-def _nearest(host: HostEnd, candidates: Sequence[Port]) -> Port:
-    """The candidate of the host address's own family, one address before all addresses."""
-    version = 4 if isinstance(host, SocketFile) else _parsed(host.address).version
-
-    def distance(port: Port) -> tuple[bool, bool, Port]:
-        bound = _parsed(port.address)
-        return bound.version != version, bound.is_unspecified, port
-
-    return min(candidates, key=distance)

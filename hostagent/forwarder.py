@@ -1,16 +1,17 @@
-"""Keeps the host's listeners and the table of forwards in step with what the guest says.
+"""Keeps the host's listeners and the table of forwards in step with what the guest says and the rules want.
 
-The guest's ports and the rules give a plan (`hostagent.forward_rules`); the difference between the plan and the
-listeners that are there is carried out: those that nobody wants are closed, missing ones are opened. A listener that
-cannot be had is tried again every `RETRY` seconds until it can. There is no event for that without root: the kernel
-tells only CAP_NET_ADMIN about the end of other processes' sockets.
+The guest's ports and the rules give a plan (`hostagent.forward_plan`); what a change touched in it is carried out:
+listeners that nobody wants are closed, missing ones are opened, and what leads elsewhere now stays open. A listener
+that cannot be had is tried again every `RETRY` seconds until it can. There is no event for that without root: the
+kernel tells only CAP_NET_ADMIN about the end of other processes' sockets.
 
 A change is carried out at once, unless the one before was a moment ago: then it waits, together with all that follow,
 for as long as that one took. So a guest that changes ports without end gets half of a CPU, and the API and the streams
 the other half. Listeners take at most half of the descriptors that this process may have, so that clients find some.
 
 While the guest agent is away the listeners stay and their forwards are `stalled`; a guest that booted anew has none
-of its old ports, so everything goes at once.
+of its old ports, so everything goes at once, except what rules alone make stand there. Connections outlive their
+listener and the rule that made it.
 """
 
 from __future__ import annotations
@@ -26,39 +27,20 @@ from collections.abc import Callable, Collection, Iterable
 import trio
 
 from hostagent.channel import Channel
-from hostagent.forward_rules import Decision, ListenerKey, Plan, RuleSet, plan
-from hostagent.forwards import Endpoint, Forward, ForwardKind, ForwardState, Traffic
-from hostagent.port_holder import PortHolder, port_holders
-from hostagent.stream_socket import listen
-from hostagent.tcp_listener import accept_connections
+from hostagent.forward_plan import Decision, ForwardPlan, ListenerKey, PlanChange, Source
+from hostagent.forward_rules import RuleSet, StandingForward
+from hostagent.forwards import Endpoint, Forward, ForwardKind, ForwardState, GuestEnd, SocketFile, Traffic
+from hostagent.host_listener import RETRY, HostListener
+from hostagent.port_holder import port_holders
+from hostagent.route import Route
+from hostagent.tcp_listener import TcpService, accept_connections
 from hostagent.udp_listener import UdpListener
 from protocol.limits import MAX_PORTS
 from protocol.ports import Port, PortOwner, Protocol
-from protocol.stream_messages import SocketTarget
-
-RETRY = 0.5
+from protocol.stream_messages import SocketTarget, StreamKind
 
 LONGEST_REST = 0.25
 """Seconds that changes may have to wait for others that took long."""
-
-_NO_IPV6 = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
-_TWINS = {"::1", "::"}
-"""Addresses of which a forward has the IPv4 one as well: missed by nobody where the host has no IPv6."""
-
-
-class _Listener:
-    """One wanted host listener: its socket's task, or why there is none."""
-
-    def __init__(self) -> None:
-        self.sock: socket.socket | None = None
-        self.error: OSError | None = None
-        self.holder: PortHolder | None = None
-
-    def close(self) -> None:
-        """Free the port at once; its task notices."""
-        if self.sock is not None:
-            trio.lowlevel.notify_closing(self.sock)
-            self.sock.close()
 
 
 class Forwarder:
@@ -66,16 +48,20 @@ class Forwarder:
 
     def __init__(self, channel: Channel, rules: RuleSet, changed: Callable[[Forward, bool], None]) -> None:
         self._channel = channel
-        self._rules = dataclasses.replace(rules, rules=tuple(rule for rule in rules.rules if not rule.host_socket))
+        self._rules = rules
         self._changed = changed
+        self._plan = ForwardPlan(_acted_on(rules))
         self._ports: set[Port] = set()
+        self._unplanned: set[Port] = set()
+        """Ports that opened or closed, or both, since the plan was changed."""
         self._owners: dict[Port, PortOwner] = {}
-        self._forwards: dict[Port, Forward] = {}
-        self._listeners: dict[ListenerKey, _Listener] = {}
-        self._plan = Plan({}, {})
+        self._forwards: dict[Source, Forward] = {}
+        self._listeners: dict[ListenerKey, HostListener] = {}
         self._idle_traffic = Traffic()
         self._ready = trio.Event()
+        self._news = trio.Event()
         self._failed = trio.Event()
+        self._nameless = trio.Event()
         self._stale = trio.Event()
         self._rested = 0.0
         self._most_listeners = _most_listeners()
@@ -88,33 +74,45 @@ class Forwarder:
         async with trio.open_nursery() as connections, trio.open_nursery() as nursery:
             self._connections, self._nursery = connections, nursery
             nursery.start_soon(self._apply_late)
+            nursery.start_soon(self._name_holders)
+            self._carry_out(PlanChange(dict.fromkeys(self._plan.decisions), dict.fromkeys(self._plan.targets)))
             task_status.started()
             await self._retry()
 
     @property
+    def rules(self) -> RuleSet:
+        """The rules that hold."""
+        return self._rules
+
+    @property
     def forwards(self) -> list[Forward]:
         """All forwards, in the order of their guest ports."""
-        return [self._forwards[port] for port in sorted(self._forwards, key=lambda p: (p.number, p))]
+        return sorted(self._forwards.values(), key=_order)
 
-    # ------------------------------------------------------------------ what the guest says
+    # ------------------------------------------------------------------ what the guest and the user say
 
     def replace(self, ports: Iterable[Port]) -> None:
         """The guest's whole list of ports."""
-        self._ports = set(ports)
+        known, self._ports = self._ports, set(ports)
+        self._unplanned |= known ^ self._ports
         self._owners = {port: owner for port, owner in self._owners.items() if port in self._ports}
         first = not self._ready.is_set()
         self._ready.set()
         self._apply_soon(at_once=first)
+        if first:
+            self._update_states(self._plan.decisions)
 
     def change(self, opened: Collection[Port], closed: Collection[Port]) -> bool:
         """Ports that opened and closed; False when there are more than `MAX_PORTS`, and new ones were left out."""
         self._ports.difference_update(closed)
+        self._unplanned.update(closed)
         for port in closed:
             self._name_owner(port, None)
         new = set(opened) - self._ports
         fits = len(self._ports) + len(new) <= MAX_PORTS
         if fits:
             self._ports |= new
+            self._unplanned |= new
         self._apply_soon()
         return fits
 
@@ -137,7 +135,16 @@ class Forwarder:
     def stall(self) -> None:
         """The guest agent is away."""
         self._ready = trio.Event()
-        self._update_states()
+        self._update_states(self._plan.decisions)
+
+    def set_rules(self, rules: RuleSet) -> None:
+        """Let other rules hold from now on. A listener that both sets want stays open."""
+        old, self._rules, self._plan = self._plan, rules, ForwardPlan(_acted_on(rules))
+        in_order = [source for source in old.decisions if isinstance(source, Port) and source in self._ports]
+        self._plan.change((*in_order, *sorted(self._ports.difference(in_order))), ())
+        self._unplanned.clear()
+        sources = dict.fromkeys((*old.decisions, *self._plan.decisions))
+        self._carry_out(PlanChange(sources, dict.fromkeys((*old.targets, *self._plan.targets))))
 
     # ------------------------------------------------------------------ listeners
 
@@ -157,40 +164,36 @@ class Forwarder:
             self._apply()
 
     def _apply(self) -> None:
-        """Make the listeners and the table what the ports and rules ask for."""
+        """Make the plan, the listeners and the table what the ports ask for."""
         began = trio.current_time()
-        self._plan = plan(self._ports, self._rules)
-        for key in self._listeners.keys() - self._plan.targets.keys():
-            self._close(key)
-        for key in self._plan.targets:
-            if key not in self._listeners:
-                self._listeners[key] = _Listener()
-                self._open(key)
-        for port in self._forwards.keys() - self._plan.decisions.keys():
-            self._changed(self._forwards.pop(port), False)
-        self._update_states()
+        opened, closed = self._unplanned & self._ports, self._unplanned - self._ports
+        self._unplanned = set()
+        self._carry_out(self._plan.change(sorted(opened), closed))
         ended = trio.current_time()
         self._rested = ended + min(ended - began, LONGEST_REST)
 
-    def _open(self, key: ListenerKey) -> None:
-        listener = self._listeners[key]
-        try:
-            listener.sock = self._listen(key)
-        except OSError as exc:
-            listener.error = exc
-            if not _is_missed_by_nobody(key, listener):
-                self._failed.set()
-            return
-        listener.error = None
-        listener.holder = None
-        self._listening += 1
-        assert self._nursery is not None
-        self._nursery.start_soon(self._serve, key, listener.sock)
+    def _carry_out(self, change: PlanChange) -> None:
+        for key in change.listeners:
+            if key in self._listeners and key not in self._plan.targets:
+                self._close(key)
+        for key in change.listeners:
+            if key in self._plan.targets and key not in self._listeners:
+                self._listeners[key] = HostListener(key)
+                self._open(self._listeners[key])
+        self._update_states(change.sources)
+        self._news.set()
+        self._news = trio.Event()
 
-    def _listen(self, key: ListenerKey) -> socket.socket:
+    def _open(self, listener: HostListener) -> None:
         if self._listening >= self._most_listeners:
-            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-        return listen(key)
+            listener.error = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        elif listener.open():
+            self._listening += 1
+            assert self._nursery is not None
+            assert listener.sock is not None
+            self._nursery.start_soon(self._serve, listener.key, listener.sock)
+        if listener.missed:
+            self._failed.set()
 
     def _close(self, key: ListenerKey) -> None:
         listener = self._listeners.pop(key)
@@ -202,148 +205,141 @@ class Forwarder:
         """Serve one listener until its socket is closed."""
         assert self._connections is not None
         with sock:
-            if key.protocol is Protocol.TCP:
-                await accept_connections(
-                    sock,
-                    self._channel,
-                    lambda: self._target(key),
-                    lambda: self._traffic(key),
-                    self._connections,
-                    lambda: self._ready,
-                )
-            else:
-                await UdpListener(sock, self._channel, lambda: self._target(key), lambda: self._traffic(key)).run()
+            if key.protocol is Protocol.UDP:
+                await UdpListener(sock, self._channel, lambda: self._route(key)).run()
+                return
+            service = TcpService(
+                self._channel, lambda: self._route(key), self._connections, lambda: self._ready, lambda: self._news
+            )
+            await accept_connections(sock, service)
 
-    def _target(self, key: ListenerKey) -> SocketTarget:
-        port = self._plan.targets[key]
-        return SocketTarget(port.address, port.number)
-
-    def _traffic(self, key: ListenerKey) -> Traffic:
-        port = self._plan.targets.get(key)
-        forward = None if port is None else self._forwards.get(port)
-        return self._idle_traffic if forward is None else forward.traffic
+    def _route(self, key: ListenerKey) -> Route | None:
+        """Where the listener leads; None in the moment between its end and its socket's."""
+        source = self._plan.targets.get(key)
+        if source is None:
+            return None
+        forward = self._forwards.get(source)
+        traffic = self._idle_traffic if forward is None else forward.traffic
+        wait = source.wait if isinstance(source, StandingForward) else 0.0
+        end = _guest_end(source)
+        assert isinstance(end, Endpoint)
+        kind = StreamKind.UDP if key.protocol is Protocol.UDP else StreamKind.TCP
+        return Route(kind, SocketTarget(end.address, end.port), traffic, wait)
 
     async def _retry(self) -> None:
         """Try again what could not be had, for as long as it is wanted."""
         while True:
             await self._failed.wait()
             self._failed = trio.Event()
-            if await self._name_holders():
-                self._update_states()
+            self._nameless.set()
             await trio.sleep(RETRY)
-            if self._open_missing():
-                self._update_states()
+            self._update_states(self._plan.users(self._open_missing()))
 
-    def _open_missing(self) -> bool:
-        """Try every listener again that could not be had; whether that changed anything to be shown."""
-        changed = False
+    async def _name_holders(self) -> None:
+        """Find out who has what could not be had. On a busy host that takes longer than a port takes to become free."""
+        while True:
+            await self._nameless.wait()
+            self._nameless = trio.Event()
+            self._update_states(self._plan.users(await self._newly_named()))
+
+    def _open_missing(self) -> list[ListenerKey]:
+        """Try every listener again that could not be had; those about which there is something new to show."""
+        changed = []
         for key, listener in list(self._listeners.items()):
-            error = listener.error
-            if error is not None and not _is_missed_by_nobody(key, listener):
-                self._open(key)
-                changed |= listener.error is None or listener.error.errno != error.errno
+            if listener.missed and (error := listener.error) is not None:
+                self._open(listener)
+                if listener.error is None or listener.error.errno != error.errno:
+                    changed.append(key)
         return changed
 
-    async def _name_holders(self) -> bool:
-        """Find out who has the ports that are taken, unless that is known and still true; whether there was any."""
-        taken = {
-            key: listener
+    async def _newly_named(self) -> list[ListenerKey]:
+        """Find out who has the ports that are taken, unless that is known and still true; which were asked for."""
+        unknown = [
+            key
             for key, listener in self._listeners.items()
-            if listener.error is not None and listener.error.errno == errno.EADDRINUSE
-        }
-        unknown = [key for key, listener in taken.items() if listener.holder is None or listener.holder.is_gone()]
+            if listener.taken and (listener.holder is None or listener.holder.is_gone())
+        ]
         if unknown:
             for key, holder in (await trio.to_thread.run_sync(port_holders, unknown)).items():
-                taken[key].holder = holder
-        return bool(unknown)
+                if (listener := self._listeners.get(key)) is not None:
+                    listener.holder = holder
+        return unknown
 
     # ------------------------------------------------------------------ the table
 
-    def _update_states(self) -> None:
-        for port, decision in self._plan.decisions.items():
-            state, reason = self._state(decision)
-            hosts = tuple(key.host for key in decision.listeners if self._shown(key))
-            forward = self._forwards.get(port)
-            if forward is None:
-                forward = self._forwards[port] = Forward(
-                    protocol=port.protocol,
-                    guest=Endpoint(port.address, port.number),
-                    host=hosts,
-                    state=state,
-                    reason=reason,
-                    rule=decision.rule,
-                    since=time.time(),
-                    kind=ForwardKind(port.kind.value),
-                    owner=self._owners.get(port),
-                )
-            elif (forward.state, forward.reason, forward.host) == (state, reason, hosts):
-                continue
-            else:
-                if forward.state is not state:
-                    forward.since = time.time()
-                forward.state, forward.reason, forward.host, forward.rule = state, reason, hosts, decision.rule
-            self._changed(forward, True)
+    def _update_states(self, sources: Iterable[Source]) -> None:
+        """Bring the lines of `sources` up to date; those that are no longer decided about go."""
+        for source in sources:
+            decision = self._plan.decisions.get(source)
+            if decision is not None:
+                self._update_state(source, decision)
+            elif (gone := self._forwards.pop(source, None)) is not None:
+                self._changed(gone, False)
 
-    def _shown(self, key: ListenerKey) -> bool:
-        """Whether the address exists on this host, as far as that goes unsaid."""
+    def _update_state(self, source: Source, decision: Decision) -> None:
+        state, reason = self._state(source, decision)
+        hosts = tuple(key.host for key in decision.listeners if self._is_shown(key))
+        forward = self._forwards.get(source)
+        if forward is None:
+            forward = self._forwards[source] = Forward(
+                protocol=source.protocol,
+                guest=_guest_end(source),
+                host=hosts,
+                state=state,
+                reason=reason,
+                rule=decision.rule,
+                since=time.time(),
+                kind=ForwardKind(source.kind.value) if isinstance(source, Port) else ForwardKind.STATIC,
+                owner=self._owners.get(source) if isinstance(source, Port) else None,
+            )
+        elif (forward.state, forward.reason, forward.host, forward.rule) == (state, reason, hosts, decision.rule):
+            return
+        else:
+            if forward.state is not state:
+                forward.since = time.time()
+            forward.state, forward.reason, forward.host, forward.rule = state, reason, hosts, decision.rule
+        self._changed(forward, True)
+
+    def _is_shown(self, key: ListenerKey) -> bool:
         listener = self._listeners.get(key)
-        return listener is None or not _is_missed_by_nobody(key, listener)
+        return listener is None or listener.shown
 
-    def _state(self, decision: Decision) -> tuple[ForwardState, str]:
+    def _state(self, source: Source, decision: Decision) -> tuple[ForwardState, str]:
         if decision.rival is not None:
             return ForwardState.CONFLICT, decision.reason
         if not decision.listeners:
             return ForwardState.IGNORED, decision.reason
-        troubles = [
-            (self._listeners[key], key)
-            for key in decision.listeners
-            if self._listeners[key].error is not None and self._shown(key)
-        ]
-        if troubles:
-            whole = len(troubles) == sum(1 for key in decision.listeners if self._shown(key))
-            state, reason = _trouble(*troubles[0])
+        shown = [self._listeners[key] for key in decision.listeners if self._listeners[key].shown]
+        if missed := [listener for listener in shown if listener.missed]:
+            state, reason = missed[0].trouble()
+            whole = len(missed) == len(shown)
             return (state, reason) if whole else (ForwardState.LISTENING, f"only partly: {reason}")
         if not self._ready.is_set():
             return ForwardState.STALLED, "the guest agent is away: this heals by itself when it is back"
+        if isinstance(source, StandingForward) and isinstance(source.guest, Endpoint):
+            how = f"wait up to {source.wait:g} s for it" if source.wait else "are refused"
+            return ForwardState.LISTENING, f"no program in the guest has the port yet: connections {how}"
         return ForwardState.LISTENING, ""
+
+
+def _acted_on(rules: RuleSet) -> RuleSet:
+    """The rules without those about sockets, which nothing carries out yet."""
+    return dataclasses.replace(
+        rules, rules=tuple(rule for rule in rules.rules if not (rule.host_socket or rule.guest_socket))
+    )
+
+
+def _guest_end(source: Source) -> GuestEnd:
+    return Endpoint(source.address, source.number) if isinstance(source, Port) else source.guest
+
+
+def _order(forward: Forward) -> tuple[object, ...]:
+    """Ports by their numbers, then sockets by their paths."""
+    if isinstance(forward.guest, SocketFile):
+        return 1, 0, "", forward.guest.path
+    return 0, forward.guest.port, forward.protocol, forward.guest.address, forward.kind
 
 
 def _most_listeners() -> int:
     """How many listeners there may be, so that half of the descriptors are left for all else."""
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
-
-
-def _is_missed_by_nobody(key: ListenerKey, listener: _Listener) -> bool:
-    """Whether this is the IPv6 half of a forward on a host without IPv6."""
-    return listener.error is not None and listener.error.errno in _NO_IPV6 and _address(key) in _TWINS
-
-
-def _address(key: ListenerKey) -> str:
-    return key.host.address if isinstance(key.host, Endpoint) else ""
-
-
-def _trouble(listener: _Listener, key: ListenerKey) -> tuple[ForwardState, str]:
-    """State and reason of a listener that could not be opened."""
-    exc = listener.error
-    assert exc is not None
-    match exc.errno:
-        case errno.EADDRINUSE:
-            holder = listener.holder.words if listener.holder else "another process"
-            return ForwardState.CONFLICT, f"{key.host} is taken by {holder}: it is forwarded as soon as that ends"
-        case errno.EACCES | errno.EPERM:
-            number = key.host.port if isinstance(key.host, Endpoint) else 0
-            return ForwardState.DENIED, (
-                f"{key.host} is privileged: `sudo sysctl net.ipv4.ip_unprivileged_port_start={number}` allows "
-                "it, or a rule with another hostPort"
-            )
-        case errno.EADDRNOTAVAIL:
-            return ForwardState.FAILED, (
-                f"this host has no address {_address(key)}: it is forwarded as soon as it has, or change hostIP"
-            )
-        case errno.EMFILE | errno.ENFILE:
-            return ForwardState.FAILED, (
-                "the host agent may not open more files: close ports in the guest, or raise the limit (`ulimit -n`) "
-                "and start the instance again"
-            )
-        case _:
-            return ForwardState.FAILED, f"{key.host}: {exc.strerror}; tried again every {RETRY} s"

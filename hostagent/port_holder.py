@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
-from hostagent.forward_rules import ListenerKey
+from hostagent.forward_plan import ListenerKey
 from hostagent.forwards import Endpoint
 from protocol.ports import Protocol
 
@@ -43,8 +44,8 @@ def _holder(key: ListenerKey, sockets: list[Any]) -> PortHolder:
     host = key.host
     assert isinstance(host, Endpoint), "files of sockets have no port"
     found = [sock for sock in sockets if sock.laddr and sock.laddr.port == host.port and _clashes(host, sock.laddr.ip)]
-    # A connection's own end also keeps others from listening there, when no listener does.
-    found.sort(key=lambda sock: key.protocol is Protocol.TCP and sock.status != psutil.CONN_LISTEN)
+    # A connection's own end also keeps others from listening there, when no listener does; in TIME-WAIT it is nobody's.
+    found.sort(key=lambda sock: (key.protocol is Protocol.TCP and sock.status != psutil.CONN_LISTEN, sock.pid is None))
     if not found:
         return PortHolder("a process that cannot be seen from here")
     pid = found[0].pid
@@ -56,6 +57,8 @@ def _clashes(host: Endpoint, address: str) -> bool:
 
 
 def _describe(pid: int) -> str:
+    if pid == os.getpid():
+        return f"another forward of this instance (pid {pid})"
     try:
         process = psutil.Process(pid)
         name, arguments = process.name(), process.cmdline()

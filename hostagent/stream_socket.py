@@ -7,7 +7,7 @@ import struct
 
 import trio
 
-from hostagent.forward_rules import ListenerKey
+from hostagent.forward_plan import ListenerKey
 from hostagent.forwards import Endpoint
 from protocol.ports import Protocol
 

@@ -16,8 +16,8 @@ import trio
 
 from hostagent.channel import Channel, StreamHandler
 from hostagent.forwards import Traffic
+from hostagent.route import Route
 from hostagent.stream_socket import wait_readable
-from protocol.stream_messages import SocketTarget, StreamKind
 from protocol.streams import Stream
 
 FLOWS = 1_024
@@ -49,19 +49,17 @@ class _Flow(StreamHandler):
 
 
 class UdpListener:
-    """The flows of one bound socket. `target` and `traffic` are asked each time: another guest port may take over."""
+    """The flows of one bound socket. `route` is asked for each new one: another guest port may take over."""
 
     def __init__(
         self,
         sock: socket.socket,
         channel: Channel,
-        target: Callable[[], SocketTarget],
-        traffic: Callable[[], Traffic],
+        route: Callable[[], Route | None],
     ) -> None:
         self._sock = sock
         self._channel = channel
-        self._target = target
-        self._traffic = traffic
+        self._route = route
         self._flows: OrderedDict[Address, _Flow] = OrderedDict()
         """Least recently used first."""
         self._first_flow = trio.Event()
@@ -95,8 +93,10 @@ class UdpListener:
 
     def _send(self, client: Address, payload: bytes) -> None:
         flow = self._flows.get(client) or self._begin(client)
-        traffic = self._traffic() if flow is None else flow.traffic
-        if flow is None or flow.stream is None or not self._channel.connection.send_data(flow.stream, payload):
+        if flow is None:
+            return
+        traffic = flow.traffic
+        if flow.stream is None or not self._channel.connection.send_data(flow.stream, payload):
             traffic.datagrams_dropped += 1
             return
         flow.last_used = trio.current_time()
@@ -107,9 +107,12 @@ class UdpListener:
     def _begin(self, client: Address) -> _Flow | None:
         if len(self._flows) >= FLOWS:
             self._end(next(iter(self._flows.values())), "another client needs the place")
-        flow = _Flow(self, client, self._traffic())
-        flow.stream = self._channel.open(StreamKind.UDP, self._target(), flow)
+        if (route := self._route()) is None:
+            return None
+        flow = _Flow(self, client, route.traffic)
+        flow.stream = self._channel.open(route.kind, route.target, flow)
         if flow.stream is None:
+            flow.traffic.datagrams_dropped += 1
             return None
         self._flows[client] = flow
         flow.traffic.connections += 1

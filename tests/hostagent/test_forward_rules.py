@@ -1,12 +1,10 @@
-"""The rules decide as Lima's do, and the plan gives each host endpoint to one guest port."""
+"""The rules decide as Lima's do."""
 
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from hostagent.forward_rules import ForwardRule, ListenerKey, RuleSet, StandingForward, match, plan
+from hostagent.forward_rules import BY_DEFAULT, ForwardRule, RuleSet, StandingForward, match
 from hostagent.forwards import Endpoint, SocketFile
 from protocol.ports import Port, Protocol
 
@@ -58,63 +56,13 @@ LIMA_RULES = (
     ],
 )
 def test_each_port_goes_where_the_first_matching_rule_says(port: Port, host: str | None) -> None:
-    listeners = plan([port], RuleSet(LIMA_RULES)).decisions[port].listeners
-    assert (str(listeners[0].host) if listeners else None) == host
+    rule = match(port, RuleSet(LIMA_RULES).in_order())
+    assert (None if rule.ignore else str(rule.host_end(port.number))) == host
 
 
 def test_a_port_that_is_not_forwarded_says_why() -> None:
     port = Port(TCP, "10.1.2.3", 80)
-    assert "guestIP" in plan([port], RuleSet()).decisions[port].reason
-
-
-def test_loopback_is_two_addresses_and_each_leads_to_its_own_family() -> None:
-    four, six = Port(TCP, "127.0.0.1", 80), Port(TCP, "::1", 80)
-    targets = plan([four, six], RuleSet()).targets
-    assert targets[ListenerKey(TCP, Endpoint("127.0.0.1", 80))] == four
-    assert targets[ListenerKey(TCP, Endpoint("::1", 80))] == six
-
-
-def test_a_server_on_both_wildcards_is_one_listener_and_no_conflict() -> None:
-    ports = [Port(TCP, "0.0.0.0", 80), Port(TCP, "::", 80), Port(TCP, "127.0.0.1", 80)]
-    result = plan(ports, RuleSet())
-    assert len(result.targets) == 2
-    assert result.targets[ListenerKey(TCP, Endpoint("127.0.0.1", 80))] == Port(TCP, "127.0.0.1", 80)
-    assert all(decision.rival is None for decision in result.decisions.values())
-
-
-def test_two_guest_ports_for_one_host_port_is_a_conflict_that_names_the_other() -> None:
-    rules = (ForwardRule("to 80", guest_ports=(8080, 8080), host_ports=(80, 80)),)
-    first, second = Port(TCP, "127.0.0.1", 80), Port(TCP, "127.0.0.1", 8080)
-    decisions = plan([second, first], RuleSet(rules)).decisions
-    assert decisions[first].rival is None
-    assert decisions[second].rival == first
-    assert "80" in decisions[second].reason
-
-
-def test_never_a_host_address_that_no_rule_names() -> None:
-    for address in ("0.0.0.0", "::", "127.0.0.1", "::1", "127.3.2.1"):
-        for key in plan([Port(TCP, address, 80)], RuleSet()).targets:
-            assert isinstance(key.host, Endpoint)
-            assert key.host.address in ("127.0.0.1", "::1")
-
-
-_PORTS = st.builds(
-    Port,
-    st.sampled_from(Protocol),
-    st.one_of(st.ip_addresses().map(str), st.sampled_from(["0.0.0.0", "::", "127.0.0.1", "::1"])),
-    st.integers(1, 65_535),
-)
-
-
-@given(st.lists(_PORTS, max_size=20))
-def test_every_port_gets_one_decision_and_every_listener_leads_to_one_of_its_ports(ports: list[Port]) -> None:
-    result = plan(ports, RuleSet(LIMA_RULES))
-    assert result.decisions.keys() == set(ports)
-    for key, port in result.targets.items():
-        assert key in result.decisions[port].listeners
-        assert not match(port, RuleSet(LIMA_RULES).in_order()).ignore
-    for decision in result.decisions.values():
-        assert all(key in result.targets for key in decision.listeners)
+    assert "guestIP" in str(match(port, BY_DEFAULT.in_order()))
 
 
 def test_the_ssh_server_is_forwarded_when_a_rule_names_it_alone_and_not_by_a_range() -> None:
@@ -130,16 +78,16 @@ def test_the_ssh_server_is_forwarded_when_a_rule_names_it_alone_and_not_by_a_ran
 def test_an_allow_list_forwards_only_what_it_names(port: Port) -> None:
     allowed = ForwardRule("allowed", any_address=True, guest_ports=(81, 81))
     rules = RuleSet((allowed,), forward_by_default=False)
-    assert "forwardDefault" in plan([port], rules).decisions[port].reason
+    assert "forwardDefault" in str(match(port, rules.in_order()))
     named = Port(port.protocol, port.address, 81)
-    assert plan([named], rules).decisions[named].listeners
+    assert match(named, rules.in_order()) is allowed
 
 
 @pytest.mark.parametrize("number", [22, 53, 80])
 def test_one_key_switches_everything_off(number: int) -> None:
     rules = RuleSet((ForwardRule("all", any_address=True, static=True, guest_ports=(80, 80)),), enabled=False)
     port = Port(TCP, "127.0.0.1", number)
-    assert "forwarding: false" in plan([port], rules).decisions[port].reason
+    assert "forwarding: false" in str(match(port, rules.in_order()))
     assert rules.standing() == ()
 
 
@@ -173,9 +121,3 @@ def test_what_stands_without_the_guest() -> None:
         StandingForward(TCP, Endpoint(loopback, 9), SocketFile("/h3"), "back to socket", reverse=True),
         StandingForward(TCP, SocketFile("/g4"), SocketFile("/h4"), "sockets back", reverse=True),
     )
-
-
-def test_a_port_can_lead_to_a_socket() -> None:
-    rule = ForwardRule("to a socket", protocol=TCP, guest_ports=(80, 80), host_socket="/tmp/a")
-    port = Port(TCP, "127.0.0.1", 80)
-    assert plan([port], RuleSet((rule,))).targets == {ListenerKey(TCP, SocketFile("/tmp/a")): port}

@@ -17,8 +17,10 @@ import trio
 import trio.testing
 
 from hostagent import forwarder as forwarder_module
+from hostagent import host_listener
 from hostagent.channel import Channel
-from hostagent.forward_rules import ForwardRule, ListenerKey, RuleSet
+from hostagent.forward_plan import ListenerKey
+from hostagent.forward_rules import ForwardRule, RuleSet
 from hostagent.forwarder import Forwarder
 from hostagent.forwards import Endpoint, Forward, ForwardState
 from hostagent.stream_socket import listen
@@ -297,7 +299,7 @@ async def test_a_host_without_ipv6_misses_nothing(tmp_path: Path, monkeypatch: p
             raise OSError(errno.EADDRNOTAVAIL, os.strerror(errno.EADDRNOTAVAIL))
         return listen(key)
 
-    monkeypatch.setattr(forwarder_module, "listen", without_ipv6)
+    monkeypatch.setattr(host_listener, "listen", without_ipv6)
     async with host(tmp_path) as (seen, guest):
         number = free_number()
         guest.open_ports(Port(Protocol.TCP, GUEST, number))

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from hostagent import forwarder as forwarder_module
-from hostagent.forward_rules import Plan, RuleSet, plan
+from hostagent.forward_plan import ForwardPlan, PlanChange
 from hostagent.forwards import Endpoint, ForwardState
 from protocol.ports import Port, Protocol
 from tests.hostagent.test_forwarder import GUEST, free_number, host
@@ -17,13 +17,14 @@ from tests.hostagent.test_forwarder import GUEST, free_number, host
 
 async def test_changes_without_end_are_carried_out_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plans: list[int] = []
+    change = ForwardPlan.change
 
-    def counted(ports: Collection[Port], rules: RuleSet) -> Plan:
-        plans.append(len(ports))
-        return plan(ports, rules)
+    def counted(self: ForwardPlan, opened: Collection[Port], closed: Collection[Port]) -> PlanChange:
+        plans.append(len(opened))
+        return change(self, opened, closed)
 
     async with host(tmp_path) as (seen, _):
-        monkeypatch.setattr(forwarder_module, "plan", counted)
+        monkeypatch.setattr(ForwardPlan, "change", counted)
         always, blinking = (Port(Protocol.TCP, GUEST, free_number()) for _ in range(2))
         assert seen.forwarder.change([always], [])
         assert plans == [1], "the first one is carried out at once"

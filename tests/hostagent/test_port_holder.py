@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from hostagent.forward_rules import ListenerKey
+from hostagent.forward_plan import ListenerKey
 from hostagent.forwards import Endpoint
 from hostagent.port_holder import PortHolder, port_holders
 from hostagent.stream_socket import listen

@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from hostagent.forward_rules import ListenerKey
+from hostagent.forward_plan import ListenerKey
 from hostagent.forwards import Endpoint
 from hostagent.stream_socket import abort, listen
 from protocol.ports import Protocol

@@ -17,12 +17,13 @@ import trio.testing
 
 from hostagent import tcp_listener
 from hostagent.channel import Channel
-from hostagent.forward_rules import ListenerKey
+from hostagent.forward_plan import ListenerKey
 from hostagent.forwards import Endpoint, Traffic
+from hostagent.route import Route
 from hostagent.stream_socket import listen
-from hostagent.tcp_listener import accept_connections
+from hostagent.tcp_listener import TcpService, accept_connections
 from protocol.ports import Protocol
-from protocol.stream_messages import SocketTarget
+from protocol.stream_messages import SocketTarget, StreamKind
 from tests.fakes.connected_channel import (
     BOUND,
     RecordingObserver,
@@ -56,13 +57,20 @@ class Tunnel:
         self.server = guest_server(address)
         self.target = SocketTarget(address, self.server.socket.getsockname()[1])
         self.served = trio.Event()
+        self.wait = 0.0
+        self.news = trio.Event()
         nursery.start_soon(self._serve, nursery)
 
     async def _serve(self, nursery: trio.Nursery) -> None:
-        await accept_connections(
-            self.listener, self.channel, lambda: self.target, lambda: self.traffic, nursery, lambda: self.ready
-        )
+        service = TcpService(self.channel, self.route, nursery, lambda: self.ready, lambda: self.news)
+        await accept_connections(self.listener, service)
         self.served.set()
+
+    def route(self) -> Route | None:
+        """Where clients are led: nowhere any more once the listener is closed."""
+        if self.listener.fileno() < 0:
+            return None
+        return Route(StreamKind.TCP, self.target, self.traffic, self.wait)
 
     def close_listener(self) -> None:
         trio.lowlevel.notify_closing(self.listener)
@@ -332,30 +340,6 @@ async def test_a_lost_channel_is_a_reset_for_both_ends(tmp_path: Path, dialled: 
         async with client, server:
             await client.send_all(b"as before")
             assert await server.receive_some(CHUNK) == b"as before"
-
-
-async def test_clients_wait_for_a_guest_agent_that_is_away_for_a_moment(tmp_path: Path) -> None:
-    async with tunnel(tmp_path) as through:
-        through.ready = trio.Event()
-        async with await through.connect() as client:
-            await client.send_all(b"early")
-            await trio.testing.wait_all_tasks_blocked()
-            assert through.guest.opened == []
-            through.ready.set()
-            async with await through.server.accept() as server:
-                assert await server.receive_some(CHUNK) == b"early"
-
-
-async def test_clients_do_not_wait_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tcp_listener, "PATIENCE", 0.05)
-    async with tunnel(tmp_path) as through:
-        through.guest.kill()
-        through.guest.cut()
-        await through.observer.end(1)
-        through.ready = trio.Event()
-        async with await through.connect() as client:
-            await expect_reset(client)
-        assert through.traffic.connections == 0
 
 
 async def test_without_descriptors_clients_wait(tmp_path: Path) -> None:

@@ -14,13 +14,14 @@ import trio.testing
 
 from hostagent import udp_listener
 from hostagent.channel import Channel
-from hostagent.forward_rules import ListenerKey
+from hostagent.forward_plan import ListenerKey
 from hostagent.forwards import Endpoint, Traffic
+from hostagent.route import Route
 from hostagent.stream_socket import listen
 from hostagent.udp_listener import UdpListener
 from protocol.limits import FLOW_QUEUE
 from protocol.ports import Protocol
-from protocol.stream_messages import SocketTarget
+from protocol.stream_messages import SocketTarget, StreamKind
 from tests.fakes.connected_channel import (
     BOUND,
     RecordingObserver,
@@ -53,9 +54,12 @@ class Tunnel:
         self.target = SocketTarget(address, self.server.getsockname()[1])
         self.sock = listen(ListenerKey(Protocol.UDP, Endpoint(address, 0)))
         self.address = self.sock.getsockname()[:2]
-        self.listener = UdpListener(self.sock, channel, lambda: self.target, lambda: self.traffic)
+        self.listener = UdpListener(self.sock, channel, self.route)
         self.served = trio.Event()
         nursery.start_soon(self._serve)
+
+    def route(self) -> Route:
+        return Route(StreamKind.UDP, self.target, self.traffic)
 
     async def _serve(self) -> None:
         await self.listener.run()

@@ -1,4 +1,4 @@
-"""The guest agent's entry point.
+"""The guest agent's entry point: the supervisor, and in its child the agent.
 
 A frozen agent carries its version as a data file VERSION beside the executable, because the host compares it with its
 own at every boot; a checkout answers with the package's version.
@@ -9,7 +9,10 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
+from functools import partial
 from pathlib import Path
+
+from guestagent.command_groups import CommandGroups
 
 
 def version() -> str:
@@ -31,6 +34,7 @@ def self_test() -> None:
     import trio
 
     import guestagent.agent
+    import guestagent.supervisor
 
     async def echo() -> None:
         near, far = trio.socket.socketpair()
@@ -52,8 +56,17 @@ def self_test() -> None:
             raise
 
 
-def serve(channel: str) -> None:
-    """Be the guest agent until SIGTERM or SIGINT."""
+def serve(channel: str) -> int:
+    """Keep an agent running until SIGTERM or SIGINT; the process's exit code."""
+    import guestagent.agent  # noqa: F401 - so that no child has to
+    from guestagent.supervisor import supervise
+
+    groups = CommandGroups()
+    return supervise(partial(be_agent, channel, version(), groups), groups)
+
+
+def be_agent(channel: str, own_version: str, groups: CommandGroups) -> int:
+    """Be the agent until SIGTERM; the process's exit code."""
     import signal
 
     import trio
@@ -63,14 +76,19 @@ def serve(channel: str) -> None:
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
-            with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-                agent = GuestAgent(channel, version(), nursery)
+            with trio.open_signal_receiver(signal.SIGTERM) as signals:
+                agent = GuestAgent(channel, own_version, nursery, groups)
                 nursery.start_soon(agent.run)
                 notify_ready()
                 await anext(signals)
                 nursery.cancel_scope.cancel()
 
-    trio.run(run)
+    try:
+        trio.run(run)
+    except Exception:
+        logging.getLogger("guestagent").critical("the guest agent ends because of a bug", exc_info=True)
+        return 70
+    return 0
 
 
 def main() -> int:
@@ -96,12 +114,7 @@ def main() -> int:
     from guestagent.journal import log_to_stderr
 
     log_to_stderr(arguments.log_level)
-    try:
-        serve(arguments.channel)
-    except Exception:
-        logging.getLogger("guestagent").critical("the guest agent ends because of a bug", exc_info=True)
-        return 70
-    return 0
+    return serve(arguments.channel)
 
 
 if __name__ == "__main__":

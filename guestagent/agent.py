@@ -5,7 +5,7 @@ as a generation: the streams. When one ends, relays abort and commands are hung 
 the next generation starts at once with all that is open.
 
 Events are acted on where they come in, without a task switch. The link flushes once behind each batch. A bug in a
-stream's handler ends that stream (`stream_table`); a bug here ends the process, and systemd starts it again.
+stream's handler ends that stream (`stream_table`); a bug here ends the process, and the supervisor starts it again.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import trio
 
 from guestagent import clock, power
 from guestagent.channel import Channel
+from guestagent.command_groups import CommandGroups
 from guestagent.datagram_relay import DatagramRelays
 from guestagent.execution import Execution, Executions
 from guestagent.listeners import Listeners
@@ -102,6 +103,7 @@ class GuestAgent:
         channel: str,
         version: str,
         nursery: trio.Nursery,
+        groups: CommandGroups,
         watch: Callable[[PortSink], PortWatch] = PortWatch,
     ) -> None:
         self._connection = connection = Connection(Role.GUEST, introduce(version), random=os.urandom)
@@ -112,7 +114,7 @@ class GuestAgent:
         flush = self._channel.flush
         self._tcp = TcpRelays(connection, table, self._readiness, nursery, flush)
         self._udp = DatagramRelays(connection, table, self._readiness)
-        self._commands = Executions(connection, table, nursery, flush)
+        self._commands = Executions(connection, table, nursery, flush, groups)
         self._watch = watch(self)
         self._listeners = listeners = Listeners(connection, table, self._readiness, nursery, self._watch.own_inodes)
         self._watching = False

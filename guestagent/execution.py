@@ -8,7 +8,7 @@ not: what was written when the command ended is carried, then whatever comes wit
 read and dropped, so that they do not die of a broken pipe.
 
 When the stream is reset or the generation ends while the command runs, its process group is hung up (SIGHUP), as a
-terminal's would be, and killed after `HANGUP_SECONDS`.
+terminal's would be, and killed after `HANGUP_SECONDS`. `supervisor` does the same when the agent was killed.
 
 Requests are the host's, whom the guest trusts: any user, any command, never through a shell that was not asked for.
 """
@@ -29,6 +29,7 @@ from collections.abc import Callable
 
 import trio
 
+from guestagent.command_groups import HANGUP_SECONDS, CommandGroups, GroupEntry
 from guestagent.command_process import CommandDescriptors, set_size, start_command
 from guestagent.relay import error_name
 from guestagent.stream_table import StreamTable
@@ -39,9 +40,6 @@ from protocol.streams import Stream
 
 GRACE = 0.25
 """Seconds after a command's end in which its children may still write."""
-
-HANGUP_SECONDS = 2.0
-"""Seconds between hanging a command up and killing it."""
 
 MAX_LEFTOVERS = 64
 """Outputs of ended commands that are read and dropped; further ones are closed."""
@@ -281,12 +279,18 @@ class Executions:
     """Runs a command for each OPEN of an exec stream."""
 
     def __init__(
-        self, connection: Connection, table: StreamTable, nursery: trio.Nursery, flush: Callable[[], None]
+        self,
+        connection: Connection,
+        table: StreamTable,
+        nursery: trio.Nursery,
+        flush: Callable[[], None],
+        groups: CommandGroups,
     ) -> None:
         self._connection = connection
         self._table = table
         self._nursery = nursery
         self._flush = flush
+        self._groups = groups
         self._leftovers = 0
         self.counters: Counter[str] = Counter()
 
@@ -294,12 +298,18 @@ class Executions:
         """Start the command; OPENED or REFUSED follows."""
         execution = Execution(stream, self._connection, self._table, self._flush)
         self._table.add(execution)
-        self._nursery.start_soon(self._run, execution, target)
-
-    async def _run(self, execution: Execution, target: CommandTarget) -> None:
         try:
-            with execution.scope:
+            entry = self._groups.reserve()
+        except OSError as exc:
+            self._refuse(execution, error_name(exc.errno or errno.EAGAIN), str(exc.strerror))
+            return
+        self._nursery.start_soon(self._run, execution, target, entry)
+
+    async def _run(self, execution: Execution, target: CommandTarget, entry: GroupEntry) -> None:
+        try:
+            with entry, execution.scope:
                 if started := await self._start(execution, target):
+                    entry.started(started[0].pid)
                     await self._serve(execution, *started)
         except Exception:  # a bug here must not end the other streams; `failed` logs it
             self._table.failed(execution)

@@ -13,7 +13,8 @@ Requests, with the fields besides `do` (answers have `ok`, or `error` with an er
     listen kind port                 listen with what `bind` bound
     close port [host]                close every listener and UDP socket of that port, or only that on one address
     stat                             counters since the start
-    processes pattern                pid, RSS in KiB, CPU ticks and command line of processes whose command line matches
+    processes pattern                whose command line matches: pid, parent, memory in KiB (with its share of what is
+                                     shared: PSS), CPU ticks, command
     run   command [limit]           /bin/sh -c; answers status and output (stdout and stderr together)
 """
 
@@ -247,10 +248,12 @@ def do_processes(pattern: str) -> dict[str, Any]:
         try:
             command = (folder / "cmdline").read_text().replace("\0", " ").strip() if folder.name.isdigit() else ""
             if command and int(folder.name) != os.getpid() and re.search(pattern, command):
-                rss = re.search(r"VmRSS:\s*(\d+)", (folder / "status").read_text())
-                times = (folder / "stat").read_text().rsplit(")", 1)[1].split()
-                found.append({"pid": int(folder.name), "rss": int(rss[1]) if rss else 0,
-                              "ticks": int(times[11]) + int(times[12]), "command": command})  # fmt: skip
+                memory = re.search(r"^Pss:\s*(\d+)", (folder / "smaps_rollup").read_text(), re.MULTILINE)
+                fields = (folder / "stat").read_text().rsplit(")", 1)[1].split()
+                found.append({
+                    "pid": int(folder.name), "parent": int(fields[1]), "memory": int(memory[1]) if memory else 0,
+                    "ticks": int(fields[11]) + int(fields[12]), "command": command,
+                })  # fmt: skip
         except (FileNotFoundError, ProcessLookupError):  # it ended while we looked
             continue
     return {"processes": found}

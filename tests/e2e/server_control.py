@@ -8,6 +8,9 @@ from typing import Any
 
 import trio
 
+AGENT = r"^(\S*/)?guestagent$"
+"""Command line of the guest agent and its supervisor."""
+
 
 class GuestServerError(Exception):
     """The guest server could not do what was asked; `error` is an errno name or the name of the exception."""
@@ -77,9 +80,20 @@ class GuestServer:
         return await self.request("stat")
 
     async def processes(self, pattern: str) -> list[dict[str, Any]]:
-        """Processes whose command line matches `pattern`: pid, rss (KiB), ticks, command."""
+        """Processes whose command line matches `pattern`: pid, parent, memory (KiB), ticks, command."""
         found: list[dict[str, Any]] = (await self.request("processes", pattern=pattern))["processes"]
         return found
+
+    async def agent(self) -> dict[str, Any]:
+        """The guest agent's process: the child of its supervisor, whose command line is the same."""
+        found = await self.processes(AGENT)
+        pids = {process["pid"] for process in found}
+        (agent,) = (process for process in found if process["parent"] in pids)
+        return agent
+
+    async def agent_memory(self) -> int:
+        """KiB of agent and supervisor together."""
+        return sum(int(process["memory"]) for process in await self.processes(AGENT))
 
     async def run(self, command: str, limit: float = 30.0) -> Ran:
         """Run `command` with the guest's /bin/sh, at most `limit` seconds."""

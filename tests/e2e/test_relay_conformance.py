@@ -144,17 +144,11 @@ async def test_a_closed_port_is_refused_by_the_host_itself(tiny: SharedGuest, ho
                 pass
 
 
-async def _agent_rss(tiny: SharedGuest) -> int:
-    """KiB of the guest agent."""
-    (agent,) = await tiny.server.processes("^guestagent")
-    return int(agent["rss"])
-
-
 @pytest.mark.parametrize("kind", ["stall", "deaf"])
 async def test_a_reader_that_does_not_read_stops_its_writer(tiny: SharedGuest, host: HostSide, kind: str) -> None:
     """Both agents hold a bounded part of the 100 MB, and go on serving others."""
     port = await serve(tiny, host, kind)
-    before = await _agent_rss(tiny)
+    before = await tiny.server.agent_memory()
     async with tcp_client(port) as client:
         with trio.move_on_after(2) as scope:
             await send_all(client, bytes(100_000_000))
@@ -162,7 +156,7 @@ async def test_a_reader_that_does_not_read_stops_its_writer(tiny: SharedGuest, h
         forward = host.forward(port)
         assert forward is not None
         assert forward.traffic.bytes_to_guest < 8_000_000  # the guest's socket buffers and one window
-        assert await _agent_rss(tiny) - before < 4_096
+        assert await tiny.server.agent_memory() - before < 4_096
         other = await serve(tiny, host, "banner")
         async with tcp_client(other) as quick:
             assert await receive_to_end(quick) == b"hello\n"
@@ -173,7 +167,7 @@ async def test_a_reader_that_does_not_read_stops_its_writer(tiny: SharedGuest, h
 
 async def test_a_client_that_does_not_read_stops_the_server(tiny: SharedGuest, host: HostSide) -> None:
     port = await serve(tiny, host, "source")
-    before = await _agent_rss(tiny)
+    before = await tiny.server.agent_memory()
     async with tcp_client(port) as client:
         await client.send(b"100000000\n")
         forward = host.forward(port)
@@ -183,7 +177,7 @@ async def test_a_client_that_does_not_read_stops_the_server(tiny: SharedGuest, h
             held = forward.traffic.bytes_to_host
             await trio.sleep(0.5)
         assert 0 < held < 16_000_000
-        assert await _agent_rss(tiny) - before < 4_096
+        assert await tiny.server.agent_memory() - before < 4_096
         assert await receive_exactly(client, 100_000_000) == bytes(100_000_000)
         assert await client.recv(1) == b""
     await tiny.server.close(port)

@@ -11,7 +11,9 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
+from hostagent.execution import GuestExecution
 from hostagent.forwards import ForwardState
+from protocol.stream_messages import CommandTarget, TerminalSize
 from tests.e2e.clients import (
     receive_exactly,
     receive_to_end,
@@ -29,17 +31,24 @@ pytestmark = pytest.mark.tiny_guest
 BACK = 5.0
 """Seconds until all works again, on a busy machine; 2 s are promised, and the figure is printed."""
 
-AGENT_BACK = 40.0
-"""The same where the guest agent has to start first: 1.5 s of CPU on an idle machine, under emulation."""
-
 TOTAL = 1 << 30
 """Bytes of a transfer that nothing lets finish."""
 
 
+SUPERVISOR_BACK = 40.0
+"""The same where Python has to start first: 1.5 s of CPU on an idle machine, under emulation."""
+
+
 async def kill_agent(tiny: SharedGuest) -> None:
-    """kill -9; the guest's init starts it again after 0.2 s."""
-    for agent in await tiny.server.processes("^guestagent"):
-        await tiny.server.run(f"kill -9 {agent['pid']}")
+    """kill -9; the supervisor starts it again."""
+    agent = await tiny.server.agent()
+    await tiny.server.run(f"kill -9 {agent['pid']}")
+
+
+async def kill_supervisor(tiny: SharedGuest) -> None:
+    """kill -9; the agent ends too, and the guest's init starts both again after 0.2 s."""
+    agent = await tiny.server.agent()
+    await tiny.server.run(f"kill -9 {agent['parent']}")
 
 
 async def endless_download(port: int, received: trio.Event) -> None:
@@ -97,7 +106,12 @@ async def break_under_load(
 
 
 async def test_the_guest_agent_is_killed(tiny: SharedGuest, host: HostSide) -> None:
-    await break_under_load(tiny, host, "guest agent killed", lambda: kill_agent(tiny), AGENT_BACK)
+    for number in range(5):
+        await break_under_load(tiny, host, f"guest agent killed ({number})", lambda: kill_agent(tiny))
+
+
+async def test_the_supervisor_of_the_guest_agent_is_killed(tiny: SharedGuest, host: HostSide) -> None:
+    await break_under_load(tiny, host, "supervisor killed", lambda: kill_supervisor(tiny), SUPERVISOR_BACK)
 
 
 async def test_the_channel_is_cut_in_mid_transfer(tiny: SharedGuest) -> None:
@@ -128,6 +142,25 @@ async def test_garbage_in_the_channel(tiny: SharedGuest, toward: str, size: int)
         await break_under_load(tiny, host, f"{size} bytes of garbage to the {toward}", write)
 
 
+@pytest.mark.parametrize("terminal", [None, TerminalSize(24, 80)], ids=["pipes", "terminal"])
+async def test_commands_of_a_killed_agent_end_and_what_is_in_the_background_stays(
+    tiny: SharedGuest, host: HostSide, terminal: TerminalSize | None
+) -> None:
+    await host.ready()
+    script = "trap '' HUP; setsid sleep 4711 & echo started; sleep 4712"
+    execution = GuestExecution(host.channel)
+    await execution.start(CommandTarget(("sh", "-c", script), (), "root", "/", terminal))
+    assert await anext(output := execution.output()) == ("stdout", b"started\n" if terminal is None else b"started\r\n")
+    await output.aclose()
+    generations = host.generations
+    await kill_agent(tiny)
+    await host.ready(after=generations)
+    await tiny.server.run("while pgrep -f '^sleep 4712|^sh -c trap'; do usleep 50000; done", limit=BACK)
+    (left,) = await tiny.server.processes("^sleep 4711$")
+    await tiny.server.run(f"kill -9 {left['pid']}")
+    execution.close()
+
+
 async def test_a_port_that_closed_while_the_agent_was_dead_is_gone_and_a_new_one_is_there(
     tiny: SharedGuest, host: HostSide
 ) -> None:
@@ -137,7 +170,7 @@ async def test_a_port_that_closed_while_the_agent_was_dead_is_gone_and_a_new_one
     await kill_agent(tiny)
     await tiny.server.close(old)
     new = await tiny.server.tcp("banner", "127.0.0.1")
-    await host.ready(after=generations, seconds=AGENT_BACK)
+    await host.ready(after=generations)
     await host.listening(kept, new)
     assert host.forward(old) is None
     with pytest.raises(ConnectionRefusedError):

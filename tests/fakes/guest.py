@@ -16,6 +16,7 @@ from pathlib import Path
 import trio
 
 from guestagent.channel import WAITS
+from guestagent.command_groups import CommandGroups
 from guestagent.datagram_relay import DatagramRelays
 from guestagent.execution import Execution, Executions
 from guestagent.readiness import Readiness
@@ -226,7 +227,7 @@ class _Life:
             async with trio.open_nursery() as self._nursery:
                 nursery = self._nursery
                 self._tcp = TcpRelays(self.connection, self.table, self._readiness, nursery, self._settled)
-                self._commands = Executions(self.connection, self.table, nursery, self._settled)
+                self._commands = Executions(self.connection, self.table, nursery, self._settled, CommandGroups())
                 self.connection.connected(trio.current_time())
                 self.link.flush()
                 for task in (self._read, self.link.write, self.link.keep_time, self._readiness.run):

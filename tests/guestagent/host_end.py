@@ -14,6 +14,7 @@ import trio
 
 from guestagent.agent import GuestAgent
 from guestagent.channel import WAITS, Port
+from guestagent.command_groups import CommandGroups
 from guestagent.port_watch import PortWatch
 from protocol.connection import Connection, Event, GenerationEnded, GenerationStarted, Role
 from protocol.limits import PROTOCOL_VERSIONS
@@ -272,7 +273,7 @@ async def guest_and_host(folder: Path) -> AsyncIterator[tuple[GuestAgent, HostEn
         listener.setblocking(False)
         async with trio.open_nursery() as nursery:
             host = HostEnd(listener)
-            agent = GuestAgent(str(path), "1.2.3", nursery, lambda sink: PortWatch(sink, sources=()))
+            agent = GuestAgent(str(path), "1.2.3", nursery, CommandGroups(), lambda sink: PortWatch(sink, sources=()))
             nursery.start_soon(host.run)
             nursery.start_soon(_run, agent, host.agent_scope)
             await host.generation(1)

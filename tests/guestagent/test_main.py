@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,3 +67,19 @@ def test_a_signal_ends_the_agent_in_order(listener: socket.socket, number: signa
             agent.kill()
         assert agent.stderr is not None
         assert b"Traceback" not in agent.stderr.read()
+
+
+def test_a_killed_agent_is_back_on_the_channel(listener: socket.socket) -> None:
+    with subprocess.Popen([*AGENT, "--channel", listener.getsockname()], cwd=ROOT) as supervisor:
+        try:
+            for _ in range(3):
+                with listener.accept()[0] as host:
+                    host.settimeout(60)
+                    assert host.recv(1)
+                    (agent,) = psutil.Process(supervisor.pid).children()
+                    agent.kill()
+                    while host.recv(65_536):
+                        pass
+        finally:
+            supervisor.terminate()
+        assert supervisor.wait(30) == 0

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.e2e.server_control import AGENT
 from tests.e2e.vm import Vm
 from tests.perf.figures import OVER_THE_WIRE, Bench, Figure
 from tests.perf.guest import MeasuredGuest, measured_guest
@@ -32,20 +33,21 @@ def footprint(guest: MeasuredGuest, seconds: float) -> Iterator[Figure]:
     """Memory and idle CPU time of both agents."""
     host_agent = psutil.Process(guest.host_agent)
 
-    def guest_agent() -> dict[str, int]:
-        (found,) = guest.control.ask("processes", pattern="guestagent$")["processes"]
-        return dict(found)
+    def guest_agent(what: str) -> int:
+        """The sum for the agent and its supervisor."""
+        found = guest.control.ask("processes", pattern=AGENT)["processes"]
+        return sum(process[what] for process in found)
 
     def host_seconds() -> float:
         return float(sum(host_agent.cpu_times()[:2]))
 
     time.sleep(5)  # until the work of earlier figures has settled
-    before, host_before = guest_agent(), host_seconds()
+    before, host_before = guest_agent("ticks"), host_seconds()
     time.sleep(seconds)
-    after, host_after = guest_agent(), host_seconds()
+    after, host_after = guest_agent("ticks"), host_seconds()
     per_minute = 60 / seconds
-    ticks = (after["ticks"] - before["ticks"]) / 100  # USER_HZ (proc(5))
-    yield Figure("resident memory, guest agent", after["rss"] * 1024 / MIB, "MiB", 45)
+    ticks = (after - before) / 100  # USER_HZ (proc(5))
+    yield Figure("resident memory, guest agent and supervisor", guest_agent("memory") * 1024 / MIB, "MiB", 45)
     yield Figure("resident memory, host agent", host_agent.memory_info().rss / MIB, "MiB", 80)
     yield Figure("idle CPU, guest agent", ticks * per_minute, "s/min", 0.2)
     yield Figure("idle CPU, host agent", (host_after - host_before) * per_minute, "s/min", 0.2)

@@ -80,6 +80,8 @@ def test_a_killed_agent_is_back_on_the_channel(listener: socket.socket) -> None:
                     agent.kill()
                     while host.recv(65_536):
                         pass
+            with listener.accept()[0]:
+                supervisor.terminate()
+                assert supervisor.wait(30) == 0
         finally:
-            supervisor.terminate()
-        assert supervisor.wait(30) == 0
+            supervisor.kill()

@@ -24,6 +24,7 @@ from hostagent.event_log import EventLog, last_event_id
 from hostagent.execution import GuestExecution
 from hostagent.forwarder import Forwarder
 from hostagent.forwards import Forward
+from hostagent.guest_conduct import PAUSE
 from hostagent.launch_plan import LaunchPlan
 from hostagent.lifecycle import InstanceState, Phase, PhaseClock, PhaseReport, instance_state
 from hostagent.paths import InstancePaths
@@ -219,6 +220,15 @@ class Agent:
         self._trouble = reason
         self.events.append("guest", agent="away", reason=reason, fault=fault)
         self._forwarder.stall()
+
+    def distrusted(self, reason: str) -> None:
+        """The guest agent is left alone for a while."""
+        self._trouble = (
+            f"{reason}. It is tried again every {PAUSE:.0f} s; if it goes on, `hostagent down` and `hostagent up` "
+            "install a fresh agent"
+        )
+        self.events.append("guest", agent="failed", reason=self._trouble)
+        self._forwarder.stall(self._trouble)
 
     def incompatible(self, peer: Hello) -> None:
         """The guest agent is of another age."""

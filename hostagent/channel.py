@@ -4,8 +4,8 @@ Promises: there is one `Connection` for the life of the host agent. Whatever hap
 there yet, the guest agent restarted, garbage on the line) ends the generation, tells the observer why, resets every
 stream's handler, and leads to the next generation by itself.
 
-A guest that keeps breaking the rules is not trusted to stop: after `FAULTS` faults in `FAULT_PERIOD` seconds the
-socket is closed for `FAULT_PAUSE` seconds, so that it costs a bounded share of this process.
+A guest that keeps breaking the rules is not trusted to stop: the socket is closed for a while (`guest_conduct`), so
+that it costs a bounded share of this process.
 
 The socket's send buffer is kept small: what is in it can no longer be overtaken by a more urgent message.
 """
@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import os
 import socket
-from collections import deque
 from pathlib import Path
 from typing import Protocol
 
 import trio
 
+from hostagent.guest_conduct import PAUSE, Conduct
 from hostagent.waits import TRIO_WAITS
 from protocol.connection import (
     Connection,
@@ -51,9 +51,6 @@ READ_SIZE = 262_144
 SEND_BUFFER = 65_536
 RECONNECT_FIRST = 0.02
 RECONNECT_MOST = 1.0
-FAULTS = 8
-FAULT_PERIOD = 10.0
-FAULT_PAUSE = 5.0
 
 
 class StreamHandler:
@@ -93,6 +90,9 @@ class ChannelObserver(Protocol):
     def generation_ended(self, reason: str, *, fault: bool) -> None:
         """The guest agent is away; handlers of all streams have been reset."""
 
+    def distrusted(self, reason: str) -> None:
+        """The guest agent is left alone for a while, after it broke the rules or began anew too often."""
+
     def incompatible(self, peer: Hello) -> None:
         """The guest agent speaks no version that we speak."""
 
@@ -122,8 +122,8 @@ class _ChardevSocket:
             return len(data)  # nobody will read it; the reader notices that, and ends the generation
 
 
-class _FaultError(Exception):
-    """The guest broke the rules too often."""
+class _DistrustError(Exception):
+    """The guest has gone too far; why, in words."""
 
 
 class Channel:
@@ -135,7 +135,7 @@ class Channel:
         self._connection = Connection(Role.HOST, hello, random=os.urandom)
         self._handlers: dict[int, StreamHandler] = {}
         self._link: Link | None = None
-        self._faults: deque[float] = deque(maxlen=FAULTS)
+        self._conduct = Conduct()
 
     @property
     def connection(self) -> Connection:
@@ -187,7 +187,7 @@ class Channel:
     async def _run(self) -> None:
         pause = RECONNECT_FIRST
         while True:
-            rest = RECONNECT_FIRST
+            rest, distrust = RECONNECT_FIRST, ""
             try:
                 sock = await self._connect()
             except OSError:
@@ -198,13 +198,14 @@ class Channel:
             with sock:
                 try:
                     reason = await self._serve(sock)
-                except* _FaultError:
-                    reason = f"the guest broke the rules {FAULTS} times in {FAULT_PERIOD:.0f} seconds; pausing"
-                    self._faults.clear()
-                    rest = FAULT_PAUSE
+                except* _DistrustError as group:
+                    reason = distrust = str(group.exceptions[0])
+                    rest = PAUSE
                 finally:
                     self._link = None
             self._dispatch(self._connection.disconnected(reason))
+            if distrust:
+                self._observer.distrusted(distrust)
             await trio.sleep(rest)
 
     async def _connect(self) -> socket.socket:
@@ -221,7 +222,9 @@ class Channel:
 
     async def _serve(self, sock: socket.socket) -> str:
         """Serve one connection to its end; returns why it ended."""
-        link = self._link = Link(self._connection, _ChardevSocket(sock), TRIO_WAITS, self._dispatch, self._unpause)
+        link = self._link = Link(
+            self._connection, _ChardevSocket(sock), TRIO_WAITS, self._dispatch_judged, self._unpause
+        )
         self._connection.connected(trio.current_time())
         try:
             async with trio.open_nursery() as nursery:
@@ -238,6 +241,17 @@ class Channel:
     def _unpause(self, number: int) -> None:
         if (handler := self._handlers.get(number)) is not None:
             handler.unpaused()
+
+    def _dispatch_judged(self, events: list[Event]) -> None:
+        """Dispatch what the guest caused; raises `_DistrustError`."""
+        self._dispatch(events)
+        now = trio.current_time()
+        for event in events:
+            if isinstance(event, GenerationEnded):
+                if event.fault and self._conduct.fault(now):
+                    raise _DistrustError(f"the guest agent breaks the rules of the channel: {event.reason}")
+                if not event.fault and self._conduct.restart(now):
+                    raise _DistrustError(f"the guest agent begins anew without end: {event.reason}")
 
     def _dispatch(self, events: list[Event]) -> None:
         for event in events:
@@ -257,11 +271,6 @@ class Channel:
         for handler in handlers.values():
             handler.receive_reset(event.reason)
         self._observer.generation_ended(event.reason, fault=event.fault)
-        if event.fault:
-            now = trio.current_time()
-            self._faults.append(now)
-            if len(self._faults) == FAULTS and now - self._faults[0] <= FAULT_PERIOD:
-                raise _FaultError
 
     def _dispatch_stream(self, message: StreamMessage) -> None:
         if isinstance(message, Open):

@@ -1,6 +1,7 @@
 """One command in the guest, as the host's API uses it: input with back-pressure, output in order, a status at the end.
 
-What arrives is kept until it is asked for, and counted as consumed only then; the stream's window bounds it.
+What arrives is kept until it is asked for, and counted as consumed only then; the stream's window bounds it. Pieces
+are put together as they come, since a guest that sends single bytes would cost a hundred times its window.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class GuestExecution(StreamHandler):
         self._stream: Stream | None = None
         self._answered = trio.Event()
         self._refusal = ""
-        self._output: deque[tuple[str, bytes]] = deque()
+        self._output: deque[tuple[str, bytearray]] = deque()
         self._news = trio.Event()
         self._room = trio.Event()
         self._ended = False
@@ -99,7 +100,10 @@ class GuestExecution(StreamHandler):
         self._room.set()
 
     def _keep(self, name: str, payload: bytes) -> None:
-        self._output.append((name, payload))
+        if self._output and self._output[-1][0] == name and len(self._output[-1][1]) + len(payload) <= MAX_PAYLOAD:
+            self._output[-1][1].extend(payload)
+        else:
+            self._output.append((name, bytearray(payload)))
         self._news.set()
 
     # ------------------------------------------------------------------ what the client says
@@ -155,7 +159,7 @@ class GuestExecution(StreamHandler):
         while True:
             while self._output:
                 name, payload = self._output.popleft()
-                yield name, payload
+                yield name, bytes(payload)
                 self._channel.connection.consumed(self._stream, len(payload))
                 self._channel.flush()
             if self._ended:

@@ -39,7 +39,7 @@ from protocol.limits import MAX_PORTS
 from protocol.ports import Port, PortOwner, Protocol
 from protocol.stream_messages import SocketTarget, StreamKind
 
-LONGEST_REST = 0.25
+LONGEST_REST = 2.0
 """Seconds that changes may have to wait for others that took long."""
 
 
@@ -62,6 +62,7 @@ class Forwarder:
         self._news = trio.Event()
         self._failed = trio.Event()
         self._nameless = trio.Event()
+        self._distrust = ""
         self._stale = trio.Event()
         self._rested = 0.0
         self._most_listeners = _most_listeners()
@@ -104,10 +105,13 @@ class Forwarder:
 
     def change(self, opened: Collection[Port], closed: Collection[Port]) -> bool:
         """Ports that opened and closed; False when there are more than `MAX_PORTS`, and new ones were left out."""
-        self._ports.difference_update(closed)
-        self._unplanned.update(closed)
-        for port in closed:
+        for port in self._ports.intersection(closed):
+            self._ports.discard(port)
             self._name_owner(port, None)
+            if port in self._plan.decisions:
+                self._unplanned.add(port)
+            else:  # nobody has heard of it, and a guest that opens others instead must not fill the memory
+                self._unplanned.discard(port)
         new = set(opened) - self._ports
         fits = len(self._ports) + len(new) <= MAX_PORTS
         if fits:
@@ -132,9 +136,10 @@ class Forwarder:
         if (forward := self._forwards.get(port)) is not None:
             forward.owner = owner
 
-    def stall(self) -> None:
-        """The guest agent is away."""
+    def stall(self, distrust: str = "") -> None:
+        """The guest agent is away, or is not listened to because of `distrust`."""
         self._ready = trio.Event()
+        self._distrust = distrust
         self._update_states(self._plan.decisions)
 
     def set_rules(self, rules: RuleSet) -> None:
@@ -314,6 +319,8 @@ class Forwarder:
             state, reason = missed[0].trouble()
             whole = len(missed) == len(shown)
             return (state, reason) if whole else (ForwardState.LISTENING, f"only partly: {reason}")
+        if not self._ready.is_set() and self._distrust:
+            return ForwardState.FAILED, self._distrust
         if not self._ready.is_set():
             return ForwardState.STALLED, "the guest agent is away: this heals by itself when it is back"
         if isinstance(source, StandingForward) and isinstance(source.guest, Endpoint):

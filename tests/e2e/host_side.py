@@ -118,6 +118,10 @@ class HostSide:
         self.forwarder.stall()
         self._changed.unpark_all()
 
+    def distrusted(self, reason: str) -> None:
+        """No test here goes that far."""
+        raise AssertionError(reason)
+
     def incompatible(self, peer: Hello) -> None:
         """Never: both come from the same checkout."""
         raise AssertionError(peer)

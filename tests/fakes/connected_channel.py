@@ -26,6 +26,7 @@ class RecordingObserver:
         self.ends: list[tuple[str, bool]] = []
         """Reason and fault of each generation's end."""
         self.incompatible_peers: list[Hello] = []
+        self.distrust: list[str] = []
         self.messages: list[Message] = []
         self.on_started: Callable[[], None] = lambda: None
         self.on_ended: Callable[[], None] = lambda: None
@@ -39,6 +40,10 @@ class RecordingObserver:
     def generation_ended(self, reason: str, *, fault: bool) -> None:
         self.ends.append((reason, fault))
         self.on_ended()
+        self._changed()
+
+    def distrusted(self, reason: str) -> None:
+        self.distrust.append(reason)
         self._changed()
 
     def incompatible(self, peer: Hello) -> None:

@@ -11,7 +11,9 @@ import trio
 import trio.testing
 
 from hostagent import channel as channel_module
+from hostagent import guest_conduct
 from hostagent.channel import StreamHandler
+from hostagent.guest_conduct import FAULTS
 from protocol.messages import PowerOff
 from protocol.stream_messages import CommandTarget, SocketTarget, StreamKind
 from tests.fakes.connected_channel import (
@@ -132,31 +134,45 @@ async def test_a_guest_of_another_age_is_reported(tmp_path: Path) -> None:
 async def test_a_guest_that_keeps_breaking_the_rules_is_left_alone_for_a_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(channel_module, "FAULT_PAUSE", 0.3)
+    monkeypatch.setattr(channel_module, "PAUSE", 0.3)
     async with connected_channel(tmp_path) as (_, observer, guest):
-        for number in range(1, channel_module.FAULTS + 1):
+        for number in range(1, FAULTS + 1):
             await guest.generation(number)
             await observer.generation(number)
             garble(guest)
             assert (await observer.end(number))[1], "a fault"
         began = trio.current_time()
-        await observer.generation(channel_module.FAULTS + 1)
+        await observer.until(lambda seen: bool(seen.distrust))
+        await observer.generation(FAULTS + 1)
         assert trio.current_time() - began >= 0.25
         assert guest.connections == 2
+        assert "breaks the rules of the channel" in observer.distrust[0]
+        garble(guest)
+        await observer.until(lambda seen: len(seen.distrust) == 2)
 
 
-async def test_faults_long_ago_are_forgiven(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(channel_module, "FAULT_PERIOD", 0.0)
-    monkeypatch.setattr(channel_module, "FAULT_PAUSE", 1_000.0)
+async def test_a_guest_that_begins_anew_without_end_is_left_alone_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(channel_module, "PAUSE", 0.3)
+    monkeypatch.setattr(guest_conduct, "RESTARTS", 3)
     async with connected_channel(tmp_path) as (_, observer, guest):
-        for number in range(1, channel_module.FAULTS + 3):
+        for number in range(1, 4):
+            await observer.generation(number)
+            guest.restart()
+        await observer.until(lambda seen: bool(seen.distrust))
+        assert "begins anew without end" in observer.distrust[0]
+
+
+async def test_a_cut_line_is_not_the_guests_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guest_conduct, "RESTARTS", 3)
+    async with connected_channel(tmp_path) as (_, observer, guest):
+        for number in range(1, 6):
             await guest.generation(number)
             await observer.generation(number)
-            garble(guest)
-            await observer.end(number)
-        await observer.generation(channel_module.FAULTS + 3)
-        guest.cut()
-        await observer.generation(channel_module.FAULTS + 4)
+            guest.cut()
+        await observer.generation(6)
+        assert observer.distrust == []
 
 
 async def test_the_user_of_an_old_stream_cannot_silence_a_new_one(tmp_path: Path) -> None:

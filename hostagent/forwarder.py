@@ -204,6 +204,8 @@ class Forwarder:
         listener = self._listeners.pop(key)
         if listener.sock is not None:
             listener.close()
+            if self._listening == self._most_listeners:
+                self._failed.set()  # there is room for another one
             self._listening -= 1
 
     async def _serve(self, key: ListenerKey, sock: socket.socket) -> None:
@@ -252,6 +254,8 @@ class Forwarder:
         changed = []
         for key, listener in list(self._listeners.items()):
             if listener.missed and (error := listener.error) is not None:
+                if error.errno == errno.EMFILE and self._listening >= self._most_listeners:
+                    continue
                 self._open(listener)
                 if listener.error is None or listener.error.errno != error.errno:
                     changed.append(key)

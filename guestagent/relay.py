@@ -37,7 +37,8 @@ UNIX_RETRY = 0.02
 
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - this binds nothing
 _ABORT = struct.pack("ii", 1, 0)
-_IN, _OUT, _ERROR, _HANGUP = select.EPOLLIN, select.EPOLLOUT, select.EPOLLERR, select.EPOLLHUP
+_OUT, _ERROR, _HANGUP, _FINISHED = select.EPOLLOUT, select.EPOLLERR, select.EPOLLHUP, select.EPOLLRDHUP
+_IN = select.EPOLLIN | _FINISHED
 
 
 def destination(target: SocketTarget | UnixTarget) -> tuple[socket.AddressFamily, tuple[str, int] | str]:
@@ -83,6 +84,8 @@ class TcpRelay(SocketRelay):
             pass
         elif self._reading and self.stream.room():
             self._reading = self.read_turn()
+            if events & _FINISHED and self._reading and self.stream.room():
+                self._reading = self.read_turn()  # so that a short answer and its end leave together
         elif events & _ERROR and (number := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)):
             self.fail(OSError(number, os.strerror(number)))
         else:

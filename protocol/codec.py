@@ -39,7 +39,7 @@ from protocol.stream_messages import (
     Resize,
     Signal,
 )
-from protocol.wire_values import integer_untrusted, list_untrusted
+from protocol.wire_values import list_untrusted
 
 MESSAGES: dict[int, type[Message]] = {
     kind.NUMBER: kind
@@ -81,8 +81,8 @@ def decode_untrusted(body: bytes) -> Message:
         values = msgpack.unpackb(body, raw=False, max_array_len=MAX_ARGUMENTS, max_map_len=0, max_ext_len=0)
     except (ValueError, TypeError) as exc:  # msgpack's own errors are ValueErrors; TypeError: an unhashable map key
         raise RemoteProtocolError(f"a frame is not msgpack: {type(exc).__name__}") from exc
-    number, *rest = list_untrusted(values, 16) or [None]
-    kind = MESSAGES.get(integer_untrusted(number, 255))
+    number, *fields = list_untrusted(values, 16) or [None]
+    kind = MESSAGES.get(number) if type(number) is int else None
     if kind is None:
-        raise RemoteProtocolError(f"message {number} is unknown")
-    return kind.from_wire_untrusted(rest)
+        raise RemoteProtocolError("a frame's message is unknown")
+    return kind.from_wire_untrusted(fields)

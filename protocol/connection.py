@@ -201,7 +201,10 @@ class Connection:
         return self._phase is _Phase.RUNNING
 
     def data_to_send(self, limit: int = limits.MAX_PAYLOAD) -> bytes:
-        """Bytes for the transport, about `limit` of them, most urgent first; empty when nothing may leave."""
+        """Bytes for the transport, most urgent first: all that may leave, or `limit` and up to one frame more.
+
+        So whoever got fewer than `limit` need not ask again.
+        """
         parts = [self._handshake.take_unsaid()]
         if (encoder := self._handshake.encoder) is None:
             return parts[0]
@@ -330,13 +333,11 @@ class Connection:
 
     def _receive_body(self, body: bytes, events: list[Event]) -> None:
         message = decode_untrusted(body)
-        if self._phase is _Phase.GREETING:
-            self._receive_hello(message, events)
-        elif self._phase is _Phase.INCOMPATIBLE:
-            return
-        elif isinstance(message, StreamMessage):
+        if self._phase is _Phase.RUNNING and isinstance(message, StreamMessage):
             self._receive_about_stream(message, events)
-        elif isinstance(message, Pong):
+        elif self._phase is _Phase.GREETING:
+            self._receive_hello(message, events)
+        elif self._phase is _Phase.INCOMPATIBLE or isinstance(message, Pong):
             return
         elif isinstance(message, Ping):
             self._pong = Pong(message.token)  # one is enough: it answers all that came before
@@ -369,8 +370,11 @@ class Connection:
             if not self._streams.was_known(message.stream):
                 raise RemoteProtocolError(f"stream {message.stream} was never opened")
             return  # it ended here while the message was under way
+        if isinstance(message, Data):  # changes nothing about whether the stream may send, or is over
+            stream.receive_payload_untrusted(message)
+            events.append(message)
+            return
         if stream.receive_untrusted(message):
             events.append(message)
-        if not isinstance(message, Data):
-            self._streams.wake(stream)
-            self._streams.forget_finished(stream)
+        self._streams.wake(stream)
+        self._streams.forget_finished(stream)

@@ -115,40 +115,51 @@ class FrameEncoder:
 
 
 class FrameDecoder:
-    """Bytes in, bodies and preambles out. Hunts for a preamble until `begin` is called."""
+    """Bytes in, bodies and preambles out. Hunts for a preamble until `begin` is called.
+
+    Bytes are parsed where they came in. Only what a frame's end is still missing from is joined with what follows, and
+    once, when the end is there: a body is copied once or twice, however many reads it came in.
+    """
 
     def __init__(self) -> None:
-        self._buffer = bytearray()
+        self._data = b""
+        self._at = 0  # what comes before was taken
+        self._later: list[bytes] = []
+        self._missing = 0  # bytes without which looking at `_later` is of no use
         self._seed: int | None = None
         self._sequence = 0
-
-    @property
-    def hunting(self) -> bool:
-        """Whether everything but a preamble is skipped."""
-        return self._seed is None
 
     @property
     def received(self) -> int:
         """Whole frames since `begin`, modulo 2**32."""
         return self._sequence
 
+    @property
+    def held(self) -> int:
+        """Bytes that were received and are not taken yet."""
+        return len(self._data) - self._at + sum(map(len, self._later))
+
     def begin(self, seed: int) -> None:
         """From the next byte on, frames of the generation with this seed follow."""
         self._seed = seed
-        self._sequence = 0
+        self._sequence = self._missing = 0
 
     def hunt(self) -> None:
         """Skip everything up to the next preamble."""
         self._seed = None
+        self._missing = 0
 
     def clear(self) -> None:
         """Forget all bytes: the stream below was replaced."""
-        self._buffer.clear()
-        self._seed = None
+        self.hunt()
+        self._data = b""
+        self._at = 0
+        self._later.clear()
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes from the peer."""
-        self._buffer += data
+        self._later.append(data)
+        self._missing -= len(data)
 
     def items_untrusted(self) -> Iterator[bytes | Preamble]:
         """Each whole body or preamble that is there. Act on one before asking for the next.
@@ -156,53 +167,64 @@ class FrameDecoder:
         Raises `RemoteProtocolError` where the generation's frames stop making sense; the bytes behind that point are
         kept, the decoder hunts, and the caller may ask again.
         """
-        while (item := self._hunted() if self._seed is None else self._framed(self._seed)) is not None:
+        while self._missing <= 0:
+            if self._later:
+                if rest := self._data[self._at :]:
+                    self._later.insert(0, rest)
+                self._data = b"".join(self._later)  # without a copy where there is only one
+                self._at = 0
+                self._later.clear()
+            item = self._hunted() if self._seed is None else self._framed(self._seed)
+            if item is None:
+                return
             yield item
 
     def _hunted(self) -> Preamble | None:
-        buffer = self._buffer
-        while (at := buffer.find(MAGIC)) >= 0:
-            if len(buffer) - at < PREAMBLE_SIZE:
-                del buffer[:at]
+        data = self._data
+        while (at := data.find(MAGIC, self._at)) >= 0:
+            if len(data) - at < PREAMBLE_SIZE:
+                self._at = at
                 return None
-            preamble = _decode_preamble(bytes(buffer[at : at + PREAMBLE_SIZE]))
-            del buffer[: at + (1 if preamble is None else PREAMBLE_SIZE)]
+            preamble = _decode_preamble(data[at : at + PREAMBLE_SIZE])
+            self._at = at + (1 if preamble is None else PREAMBLE_SIZE)
             if preamble is not None:
                 return preamble
         # The magic's first bytes may already be here.
-        del buffer[: max(0, len(buffer) - len(MAGIC) + 1)]
+        self._at = max(self._at, len(data) - len(MAGIC) + 1)
         return None
 
     def _framed(self, seed: int) -> bytes | Preamble | None:
-        buffer = self._buffer
-        if len(buffer) < HEADER_SIZE:
+        data, at = self._data, self._at
+        have = len(data) - at
+        if have < HEADER_SIZE:
+            self._missing = HEADER_SIZE - have
             return None
-        length, sequence, checksum = _HEADER.unpack_from(buffer)
+        length, sequence, checksum = _HEADER.unpack_from(data, at)
         if not 0 < length <= MAX_BODY:
             return self._unframed(length)
-        end = HEADER_SIZE + length
-        if len(buffer) < end:
+        if have < HEADER_SIZE + length:
+            self._missing = HEADER_SIZE + length - have
             return None
-        with memoryview(buffer) as view:
-            body = bytes(view[HEADER_SIZE:end])
-            expected = zlib.crc32(body, zlib.crc32(view[: _COVERED.size], seed))
-        if checksum != expected:
+        begin = at + HEADER_SIZE
+        body = data[begin : begin + length]
+        if checksum != zlib.crc32(body, zlib.crc32(data[at : at + _COVERED.size], seed)):
             self._fail("a frame's checksum does not match: bytes are missing or belong to an older generation")
         if sequence != self._sequence:
             self._fail(f"frame {sequence} came where {self._sequence} was expected")
         self._sequence = (sequence + 1) & 0xFFFFFFFF
-        del buffer[:end]
+        self._at = begin + length
         return body
 
     def _unframed(self, length: int) -> Preamble | None:
         """What stands where a frame should: a preamble (or a part of one), or nothing that makes sense."""
-        buffer = self._buffer
-        if buffer.startswith(MAGIC):
-            if len(buffer) < PREAMBLE_SIZE:
+        data, at = self._data, self._at
+        if data.startswith(MAGIC, at):
+            if (missing := PREAMBLE_SIZE - len(data) + at) > 0:
+                self._missing = missing
                 return None
-            if (preamble := _decode_preamble(bytes(buffer[:PREAMBLE_SIZE]))) is None:
+            if (preamble := _decode_preamble(data[at : at + PREAMBLE_SIZE])) is None:
                 self._fail("a preamble's checksum does not match")
-            del buffer[:PREAMBLE_SIZE]
+            self._at = at + PREAMBLE_SIZE
             self.hunt()
             return preamble
         if not length:
@@ -212,6 +234,6 @@ class FrameDecoder:
 
     def _fail(self, message: str) -> NoReturn:
         # No good preamble begins at the first byte, or it would have been taken for one.
-        del self._buffer[:1]
+        self._at += 1
         self.hunt()
         raise RemoteProtocolError(message)

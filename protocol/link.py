@@ -14,7 +14,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 from protocol.connection import Connection, Event
+from protocol.limits import MAX_PAYLOAD
 from protocol.waits import Waits
+
+_BATCH = MAX_PAYLOAD
+"""Bytes written at once: one frame of bulk data, so that what is urgent waits for no more than that."""
 
 
 class Device(Protocol):
@@ -71,14 +75,18 @@ class Link:
 
     def _write_pending(self) -> bool:
         """Whether all that may leave has left."""
+        more = True
         try:
-            while self._pending or (data := self._connection.data_to_send()):
-                if not self._pending:
-                    self._pending = memoryview(data)
-                self._pending = self._pending[self._device.write(self._pending) :]
+            while True:
+                while self._pending:
+                    self._pending = self._pending[self._device.write(self._pending) :]
+                if not more:
+                    return True
+                data = self._connection.data_to_send(_BATCH)
+                self._pending = memoryview(data)
+                more = len(data) >= _BATCH
         except BlockingIOError:
             return False
-        return True
 
     async def write(self) -> None:
         """Wait for room whenever the device took no more; runs until cancelled."""
@@ -94,11 +102,15 @@ class Link:
         """Read and dispatch until cancelled, or until the peer is away: then raise `PeerAwayError`."""
         while True:
             self.read_turn()
+            self.flush()
             # Also between reads that find data: others want their turn.
             await self._waits.readable(self._device.fileno())
 
     def read_turn(self) -> None:
-        """Read once and dispatch, for whoever waits for the device by other means; `PeerAwayError` as above."""
+        """Read once and dispatch, for whoever waits for the device by other means; `PeerAwayError` as above.
+
+        `flush` must follow, behind the whole batch.
+        """
         try:
             data = self._device.read()
         except BlockingIOError:
@@ -114,10 +126,10 @@ class Link:
             self._earlier = self._waits.event()
             await self._waits.event_until(self._earlier, self._timer)
             self._handle(self._connection.handle_time(self._waits.now()))
+            self.flush()
 
     def _handle(self, events: list[Event]) -> None:
         if events:
             self._dispatch(events)
-        self.flush()
         if self._connection.deadline < self._timer:
             self._earlier.set()

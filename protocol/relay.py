@@ -137,7 +137,8 @@ class SocketRelay:
         if self.finished:
             return
         try:
-            self._sock.shutdown(_SHUT_WR)
+            if not self._read_over:  # else the socket is closed now, which says the same
+                self._sock.shutdown(_SHUT_WR)
         except OSError as exc:
             self.fail(exc)
             return

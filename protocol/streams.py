@@ -39,6 +39,7 @@ from protocol.stream_messages import (
 class StreamState(enum.StrEnum):
     """Where a stream is in its life, seen from one side."""
 
+    __hash__ = str.__hash__  # Enum's own is a Python function, and the table below is looked into for every frame
     OPENING = "opening"
     """We sent OPEN and wait."""
     OFFERED = "offered"
@@ -54,6 +55,7 @@ class StreamState(enum.StrEnum):
 class StreamInput(enum.StrEnum):
     """What can be said about a stream, by us (send) or by the peer (receive)."""
 
+    __hash__ = str.__hash__
     SEND_OPENED = "send OPENED"
     SEND_REFUSED = "send REFUSED"
     SEND_DATA = "send DATA"
@@ -196,12 +198,10 @@ class Stream:
     # -- receiving
 
     def receive_untrusted(self, message: StreamMessage) -> bool:
-        """Take what the peer says, except OPEN; returns whether this side's user should hear of it.
+        """Take what the peer says, except OPEN and payload; returns whether this side's user should hear of it.
 
         Raises `RemoteProtocolError` where it breaks a rule.
         """
-        if isinstance(message, Data):
-            return self._receive_payload(message)
         if isinstance(message, Credit):
             self._receive_credit(message.credit)
             return False
@@ -219,18 +219,17 @@ class Stream:
             self.drop_queue()
         return True
 
-    def _receive_payload(self, message: Data) -> bool:
-        """Count bytes against what the peer was granted."""
+    def receive_payload_untrusted(self, message: Data) -> None:
+        """Count bytes against what the peer was granted; raises `RemoteProtocolError` where it breaks a rule."""
         self.change(StreamInput.RECEIVE_DATA)
         if type(message) is ErrorOutput:
             self._check_command(ours=True)
         if self.kind is StreamKind.UDP:
-            return True
+            return
         size = len(message.payload)
         if not 0 < size <= self._granted:
             raise RemoteProtocolError(f"stream {self.number}: {size} bytes came with {self._granted} granted")
         self._granted -= size
-        return True
 
     def _check_command(self, *, ours: bool) -> None:
         if self.kind is not StreamKind.EXEC or self.ours is not ours:

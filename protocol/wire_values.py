@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 from enum import StrEnum
+from functools import lru_cache
 from typing import TypeVar
 
 from protocol.errors import RemoteProtocolError
@@ -14,6 +15,9 @@ from protocol.limits import MAX_SOCKET_PATH, MAX_TEXT
 
 MAX_U32 = 0xFFFFFFFF
 MAX_U63 = 0x7FFFFFFFFFFFFFFF
+
+_LONGEST_ADDRESS = 45
+"""Characters of an IPv6 address that ends in an IPv4 one (INET6_ADDRSTRLEN without the NUL)."""
 
 _Choice = TypeVar("_Choice", bound=StrEnum)
 
@@ -99,9 +103,16 @@ def choice_untrusted(value: object, kind: type[_Choice]) -> _Choice:
 
 def address_untrusted(value: object) -> str:
     """An IP address without a zone, in canonical text form."""
-    if type(value) is str and "%" not in value:
+    if type(value) is str and len(value) <= _LONGEST_ADDRESS:
         try:
-            return str(ipaddress.ip_address(value))
+            return _canonical(value)
         except ValueError:
             pass
     raise RemoteProtocolError("expected an IP address")
+
+
+@lru_cache(maxsize=256)  # most connections are to few addresses
+def _canonical(address: str) -> str:
+    if "%" in address:
+        raise ValueError("a zone means something only where it was written")
+    return str(ipaddress.ip_address(address))

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import queue
 import select
 import socket
 from collections.abc import Callable, Iterator
+from itertools import chain, repeat
 
 import pytest
 import trio
 import trio.testing
 
+from guestagent import readiness
 from guestagent.readiness import Pollable, Readiness
 from protocol.stream_messages import SocketTarget, StreamKind
 from protocol.streams import Stream
@@ -74,6 +77,42 @@ async def test_what_is_ready_is_called_and_the_batch_settled_once(watched: Watch
         watched.readiness.unregister(near.fileno())
         near.close()
         far.close()
+
+
+class Turns(trio.abc.Instrument):
+    """Counts the turns of trio's loop."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def before_io_wait(self, timeout: float) -> None:
+        self.count += 1
+
+
+async def test_what_follows_soon_is_served_before_trio_gets_its_turn(
+    watched: Watched, pair: tuple[socket.socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    near, far = pair
+    turns, served = Turns(), list[int]()
+    asked: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    times = chain([0.0, 0.0], repeat(BOUND))  # begun, looked at again once, over
+    monkeypatch.setattr(readiness, "monotonic", times.__next__)
+    monkeypatch.setattr(readiness, "LINGER", BOUND)
+
+    def act(_events: int) -> None:
+        served.append(turns.count)
+        asked.put(near.recv(10))
+
+    watched.readiness.register(near.fileno(), select.EPOLLIN, Reader(act))
+    trio.lowlevel.add_instrument(turns)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, lambda: far.send(asked.get()))
+        await trio.testing.wait_all_tasks_blocked()  # the thread runs
+        far.send(b"question")
+        await watched.batch()
+    trio.lowlevel.remove_instrument(turns)
+    assert len(served) == 2
+    assert served[0] == served[1]
 
 
 async def test_a_bug_in_one_does_not_stop_the_others(

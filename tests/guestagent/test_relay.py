@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import errno
 import random
+import select
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Self
 
@@ -14,10 +15,13 @@ import trio
 import trio.testing
 
 from guestagent import relay
-from guestagent.relay import destination, error_name
+from guestagent.readiness import Readiness
+from guestagent.relay import TcpRelay, destination, error_name
+from guestagent.stream_table import StreamTable
 from protocol.limits import SEND_QUEUE, STREAM_WINDOW
-from protocol.stream_messages import EndOfData, ListenerTarget, Reset, SocketTarget, StreamKind
+from protocol.stream_messages import Data, EndOfData, ListenerTarget, Reset, SocketTarget, StreamKind
 from tests.guestagent.host_end import BOUND, HostEnd, HostStream, guest_and_host
+from tests.protocol.pair import Pair
 
 
 @pytest.fixture
@@ -53,6 +57,27 @@ class Server:
 async def connect(host: HostEnd, server: Server) -> tuple[HostStream, trio.socket.SocketType]:
     """An open stream and the server's end of its connection."""
     return await host.tcp(server.port).opened(), await server.accept()
+
+
+def test_a_short_answer_and_its_end_leave_together() -> None:
+    pair = Pair().start()
+    ours, theirs = pair.open()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        client = socket.create_connection(listener.getsockname())
+        client.setblocking(False)
+        server, _address = listener.accept()
+    with closing(Readiness(settled=lambda: None, failed=lambda _: None)) as readiness, client:
+        connection = pair.guest.connection
+        tcp = TcpRelay(client, connection, theirs, readiness, StreamTable(connection))
+        with server:
+            server.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)  # the end goes into the answer's segment
+            server.send(b"answer")
+        came = select.poll()
+        came.register(client, select.POLLRDHUP)
+        assert came.poll(BOUND * 1000)
+        tcp.ready(select.EPOLLIN | select.EPOLLRDHUP)
+        pair.leave(pair.guest)
+        assert pair.arrive(pair.host) == [Data(ours.number, b"answer"), EndOfData(ours.number)]
 
 
 async def receive_all(sock: trio.socket.SocketType) -> bytes:

@@ -146,9 +146,13 @@ class Alone:
             self.ours,
             waits=FakeLink().waits,
             flush=lambda: None,
-            finish=self.finished.append,
+            finish=self._finish,
         )
         self.inner = inner
+
+    def _finish(self, abort: bool) -> None:
+        self.finished.append(abort)
+        self.inner.close()
 
     def hear(self) -> None:
         """What the guest said arrives in one batch, as a link delivers it."""

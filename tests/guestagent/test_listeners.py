@@ -169,7 +169,7 @@ async def test_the_end_of_the_generation_is_the_end_of_listeners_and_of_clients(
     with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
         await place.client()
     assert not place.path.exists()
-    assert open_descriptors() == descriptors
+    assert open_descriptors() <= descriptors  # the port watch may have been looking for owners when they were counted
     host.messages.clear()
     host.say(place.message)
     await listening(host, 1)

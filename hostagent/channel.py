@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -135,6 +136,8 @@ class Channel:
         self._connection = Connection(Role.HOST, hello, random=os.urandom)
         self._handlers: dict[int, StreamHandler] = {}
         self._link: Link | None = None
+        self.accept: Callable[[Stream], StreamHandler | None] = _accept_nothing
+        """Who serves a stream that the guest opened. With None, it is refused unless that has happened already."""
         self._conduct = Conduct()
 
     @property
@@ -274,7 +277,7 @@ class Channel:
 
     def _dispatch_stream(self, message: StreamMessage) -> None:
         if isinstance(message, Open):
-            self._refuse(message)
+            self._offer(message)
             return
         handler = self._handlers.get(message.stream)
         if handler is None:
@@ -299,7 +302,15 @@ class Channel:
             case _:
                 pass  # SIGNAL and RESIZE mean nothing in this direction
 
-    def _refuse(self, message: Open) -> None:
-        """The guest can ask, the host decides: nothing on the host is offered to it."""
-        if (stream := self._connection.stream(message.stream)) is not None:
-            self._connection.refuse_stream(stream, "EPERM", "the host offers nothing to the guest")
+    def _offer(self, message: Open) -> None:
+        """The guest can ask, the host decides: only what a listener of ours accepted leads anywhere."""
+        if (stream := self._connection.stream(message.stream)) is None:
+            return
+        if (handler := self.accept(stream)) is None:
+            self._connection.refuse_stream(stream, "EPERM", "the host does not offer this to the guest")
+        else:
+            self._handlers[stream.number] = handler
+
+
+def _accept_nothing(_stream: Stream) -> StreamHandler | None:
+    return None

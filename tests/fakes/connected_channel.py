@@ -30,6 +30,7 @@ class RecordingObserver:
         self.messages: list[Message] = []
         self.on_started: Callable[[], None] = lambda: None
         self.on_ended: Callable[[], None] = lambda: None
+        self.on_message: Callable[[Message], None] = lambda _message: None
         self._change = trio.Event()
 
     def generation_started(self, peer: Hello) -> None:
@@ -52,6 +53,7 @@ class RecordingObserver:
 
     def message(self, message: Message) -> None:
         self.messages.append(message)
+        self.on_message(message)
         self._changed()
 
     def _changed(self) -> None:

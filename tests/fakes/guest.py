@@ -19,12 +19,14 @@ from guestagent.channel import WAITS
 from guestagent.command_groups import CommandGroups
 from guestagent.datagram_relay import DatagramRelays
 from guestagent.execution import Execution, Executions
+from guestagent.listeners import Listeners
 from guestagent.readiness import Readiness
 from guestagent.relay import TcpRelays
 from guestagent.stream_table import StreamTable
 from protocol.connection import Connection, Event, GenerationEnded, GenerationStarted, Role
 from protocol.limits import PORTS_PER_FRAME, PROTOCOL_VERSIONS
 from protocol.link import Link, PeerAwayError
+from protocol.listener_messages import Listen, Unlisten
 from protocol.messages import Hello, Message, PortOwners, PortsChanged, PortsSnapshot
 from protocol.ports import Port, PortOwner
 from protocol.stream_messages import (
@@ -33,6 +35,8 @@ from protocol.stream_messages import (
     EndOfData,
     ListenerTarget,
     Open,
+    Opened,
+    Refused,
     Reset,
     Resize,
     Signal,
@@ -53,6 +57,7 @@ class FakeGuest:
     def __init__(self, boot_id: str, versions: tuple[int, int]) -> None:
         self.boot_id = boot_id
         self.versions = versions
+        self.capabilities = frozenset({"tcp", "udp", "unix", "listen", "exec"})
         self.ports: set[Port] = set()
         self.sends_ports = True
         """False: a generation begins without a snapshot, as when the guest agent is slow."""
@@ -61,6 +66,9 @@ class FakeGuest:
         self.unanswered: list[Open] = []
         self.opened: list[Open] = []
         """Every OPEN of every generation."""
+        self.asked: list[Listen] = []
+        """Every LISTEN of every generation."""
+        self.taken_back: list[Unlisten] = []
         self.received: list[Message] = []
         """What the host said about other things than streams."""
         self.payload_received = 0
@@ -210,7 +218,7 @@ class _Life:
 
     def __init__(self, guest: FakeGuest, sock: socket.socket) -> None:
         self._guest = guest
-        hello = Hello(*guest.versions, frozenset({"tcp", "udp", "exec"}), "1.0", guest.boot_id, "a fake")
+        hello = Hello(*guest.versions, guest.capabilities, "1.0", guest.boot_id, "a fake")
         self.connection = Connection(Role.GUEST, hello, random=os.urandom)
         self.table = StreamTable(self.connection)
         self.link = Link(self.connection, _Line(guest, sock), WAITS, self._dispatch, self.table.unpaused)
@@ -218,6 +226,7 @@ class _Life:
         self._udp = DatagramRelays(self.connection, self.table, self._readiness)
         self._tcp: TcpRelays | None = None
         self._commands: Executions | None = None
+        self._listeners: Listeners | None = None
         self._nursery: trio.Nursery | None = None
         self.reading = trio.CancelScope()
 
@@ -228,11 +237,14 @@ class _Life:
                 nursery = self._nursery
                 self._tcp = TcpRelays(self.connection, self.table, self._readiness, nursery, self._settled)
                 self._commands = Executions(self.connection, self.table, nursery, self._settled, CommandGroups())
+                self._listeners = Listeners(self.connection, self.table, self._readiness, nursery, set())
                 self.connection.connected(trio.current_time())
                 self.link.flush()
                 for task in (self._read, self.link.write, self.link.keep_time, self._readiness.run):
                     nursery.start_soon(task)
         finally:
+            if self._listeners is not None:
+                self._listeners.end_generation()
             self.table.end_generation()
             self._readiness.close()
             self._guest._changed()
@@ -265,7 +277,10 @@ class _Life:
                 if guest.sends_ports:
                     self._send_snapshot()
             case GenerationEnded():
+                self._tell_listeners(event)
                 self.table.end_generation()
+            case Opened() | Refused() | Listen() | Unlisten():
+                self._tell_listeners(event)
             case Open():
                 guest.opened.append(event)
                 if guest.answers:
@@ -307,6 +322,22 @@ class _Life:
             command.receive_signal(message.name)
         else:
             command.receive_size(message.size)
+
+    def _tell_listeners(self, event: GenerationEnded | Opened | Refused | Listen | Unlisten) -> None:
+        assert self._listeners is not None
+        match event:
+            case GenerationEnded():
+                self._listeners.end_generation()
+            case Opened():
+                self._listeners.opened(event)
+            case Refused():
+                self._listeners.refused(event)
+            case Listen():
+                self._guest.asked.append(event)
+                self._listeners.listen(event)
+            case Unlisten():
+                self._guest.taken_back.append(event)
+                self._listeners.unlisten(event)
 
     def _send_snapshot(self) -> None:
         *parts, last = list(in_frames(sorted(self._guest.ports))) or [()]

@@ -1,0 +1,74 @@
+"""Unix sockets on the host that lead to the guest.
+
+Only the user may connect: the file's mode is 0600, from the first moment on (`unix_bind_bsd` in net/unix/af_unix.c
+takes it from the unbound socket), and a folder that has to be made is 0700. The file of a dead process, which nothing
+removes, is replaced: it is a socket, and connect(2) says ECONNREFUSED (unix(7)). Anything else in the way stays, and
+the forward is in conflict with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from pathlib import Path
+
+BACKLOG = 1_024
+_OWNER_ONLY = 0o600
+
+
+class SocketFileListener(socket.socket):
+    """A listening, non-blocking unix socket that takes its file with it when it is closed, if that is still there."""
+
+    _made: tuple[Path, int, int] | None = None
+
+    def listen_at(self, path: Path) -> None:
+        """Make the file. Raises `OSError` with a `strerror` for users; EADDRINUSE when something is in the way."""
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.fchmod(self.fileno(), _OWNER_ONLY)
+        try:
+            self.bind(str(path))
+        except OSError as exc:
+            if exc.errno != errno.EADDRINUSE:
+                raise
+            _remove_stale(path)
+            self.bind(str(path))
+        found = path.lstat()
+        self._made = path, found.st_dev, found.st_ino
+        self.listen(BACKLOG)
+
+    def close(self) -> None:
+        """Close the socket, and remove its file."""
+        made, self._made = self._made, None
+        if made is not None:
+            path, device, inode = made
+            with contextlib.suppress(OSError):
+                found = path.lstat()
+                if (found.st_dev, found.st_ino) == (device, inode):
+                    path.unlink()
+        super().close()
+
+
+def listen_at(path: str) -> SocketFileListener:
+    """A listener at `path`. Raises `OSError`."""
+    sock = SocketFileListener(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        sock.listen_at(Path(path))
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove the socket of a dead process; raises `OSError` where anything else is."""
+    if not stat.S_ISSOCK(path.lstat().st_mode):
+        raise OSError(errno.EEXIST, "is there, and no socket: move it away, or change hostSocket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+        error = probe.connect_ex(str(path))
+    if error != errno.ECONNREFUSED:
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    path.unlink()

@@ -30,9 +30,11 @@ from hostagent.lifecycle import InstanceState, Phase, PhaseClock, PhaseReport, i
 from hostagent.paths import InstancePaths
 from hostagent.qemu.machine import Machine, StopBounds, attach, start
 from hostagent.qemu.monitor import Monitor, open_monitor
+from hostagent.reverse_forwards import ReverseForwards, most_connections
 from hostagent.serial_log import last_lines
 from protocol import messages
 from protocol.limits import MAX_PORTS, PROTOCOL_VERSIONS
+from protocol.listener_messages import ListenFailed, Listening
 from protocol.messages import (
     Clock,
     Hello,
@@ -73,9 +75,16 @@ class Agent:
         self._version = version
         self._announce = announce
         self.events = EventLog(first_id=last_event_id(paths.agent_log) + 1)
-        hello = Hello(*PROTOCOL_VERSIONS, frozenset({"tcp", "udp", "exec"}), version, "", "")
+        hello = Hello(*PROTOCOL_VERSIONS, frozenset({"tcp", "udp", "unix", "listen", "exec"}), version, "", "")
         self._channel = Channel(paths.channel_socket, hello, self)
         self._forwarder = Forwarder(self._channel, plan.forwarding, self._forward_changed)
+        self._reverse = ReverseForwards(
+            self._channel,
+            plan.forwarding.standing(),
+            self._forward_changed,
+            user=plan.user,
+            most_connections=most_connections(),
+        )
         self._phases = PhaseClock()
         self._phase_changed = trio.Event()
         self._started = time.time()
@@ -118,6 +127,7 @@ class Agent:
         self._monitor = monitor
         async with trio.open_nursery() as nursery:
             await nursery.start(self._forwarder.run)
+            await nursery.start(self._reverse.run)
             await nursery.start(serve_api, self, self._paths.api_socket)
             nursery.start_soon(self._channel.run)
             nursery.start_soon(self._watch_monitor, monitor)
@@ -209,6 +219,7 @@ class Agent:
         if rebooted:
             self._forwarder.replace(())
             self._forwarder.stall()
+        self._reverse.start(peer)
         self._channel.send(Clock(time.time_ns()))
         self.events.append("guest", agent="present", version=peer.agent_version, boot_id=peer.boot_id)
         if self._phases.current is Phase.HELLO:
@@ -220,6 +231,7 @@ class Agent:
         self._trouble = reason
         self.events.append("guest", agent="away", reason=reason, fault=fault)
         self._forwarder.stall()
+        self._reverse.stall()
 
     def distrusted(self, reason: str) -> None:
         """The guest agent is left alone for a while."""
@@ -256,6 +268,8 @@ class Agent:
                     self._too_many_ports()
             case PortOwners():
                 self._forwarder.name_owners(message.owners)
+            case Listening() | ListenFailed():
+                self._reverse.answer(message)
             case messages.Status():
                 self._guest_status = message
                 self._guest_answered.set()
@@ -298,7 +312,7 @@ class Agent:
 
     def forwards(self) -> Sequence[Forward]:
         """All forwards, in the order of their guest ports."""
-        return self._forwarder.forwards
+        return [*self._forwarder.forwards, *self._reverse.forwards]
 
     async def refresh(self) -> None:
         """Ask the guest how it is doing, and wait a little for the answer."""

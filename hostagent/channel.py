@@ -135,6 +135,7 @@ class Channel:
         self._observer = observer
         self._connection = Connection(Role.HOST, hello, random=os.urandom)
         self._handlers: dict[int, StreamHandler] = {}
+        self._capabilities: frozenset[str] = frozenset()
         self._link: Link | None = None
         self.accept: Callable[[Stream], StreamHandler | None] = _accept_nothing
         """Who serves a stream that the guest opened. With None, it is refused unless that has happened already."""
@@ -152,6 +153,8 @@ class Channel:
 
     def open(self, kind: StreamKind, target: Target, handler: StreamHandler) -> Stream | None:
         """Ask for a stream; `handler` hears the rest. None when none can be had. `flush` afterwards."""
+        if kind is StreamKind.UNIX and StreamKind.UNIX not in self._capabilities:
+            return None
         try:
             stream = self._connection.open_stream(kind, target)
         except LocalProtocolError:
@@ -263,6 +266,7 @@ class Channel:
             elif isinstance(event, GenerationEnded):
                 self._end_generation(event)
             elif isinstance(event, GenerationStarted):
+                self._capabilities = event.peer.capabilities
                 self._observer.generation_started(event.peer)
             elif isinstance(event, Incompatible):
                 self._observer.incompatible(event.peer)

@@ -16,7 +16,6 @@ listener and the rule that made it.
 
 from __future__ import annotations
 
-import dataclasses
 import errno
 import os
 import resource
@@ -37,7 +36,7 @@ from hostagent.tcp_listener import TcpService, accept_connections
 from hostagent.udp_listener import UdpListener
 from protocol.limits import MAX_PORTS
 from protocol.ports import Port, PortOwner, Protocol
-from protocol.stream_messages import SocketTarget, StreamKind
+from protocol.stream_messages import SocketTarget, StreamKind, UnixTarget
 
 LONGEST_REST = 2.0
 """Seconds that changes may have to wait for others that took long."""
@@ -50,7 +49,7 @@ class Forwarder:
         self._channel = channel
         self._rules = rules
         self._changed = changed
-        self._plan = ForwardPlan(_acted_on(rules))
+        self._plan = ForwardPlan(rules)
         self._ports: set[Port] = set()
         self._unplanned: set[Port] = set()
         """Ports that opened or closed, or both, since the plan was changed."""
@@ -144,7 +143,7 @@ class Forwarder:
 
     def set_rules(self, rules: RuleSet) -> None:
         """Let other rules hold from now on. A listener that both sets want stays open."""
-        old, self._rules, self._plan = self._plan, rules, ForwardPlan(_acted_on(rules))
+        old, self._rules, self._plan = self._plan, rules, ForwardPlan(rules)
         in_order = [source for source in old.decisions if isinstance(source, Port) and source in self._ports]
         self._plan.change((*in_order, *sorted(self._ports.difference(in_order))), ())
         self._unplanned.clear()
@@ -229,7 +228,8 @@ class Forwarder:
         traffic = self._idle_traffic if forward is None else forward.traffic
         wait = source.wait if isinstance(source, StandingForward) else 0.0
         end = _guest_end(source)
-        assert isinstance(end, Endpoint)
+        if isinstance(end, SocketFile):
+            return Route(StreamKind.UNIX, UnixTarget(end.path), traffic, wait)
         kind = StreamKind.UDP if key.protocol is Protocol.UDP else StreamKind.TCP
         return Route(kind, SocketTarget(end.address, end.port), traffic, wait)
 
@@ -331,13 +331,6 @@ class Forwarder:
             how = f"wait up to {source.wait:g} s for it" if source.wait else "are refused"
             return ForwardState.LISTENING, f"no program in the guest has the port yet: connections {how}"
         return ForwardState.LISTENING, ""
-
-
-def _acted_on(rules: RuleSet) -> RuleSet:
-    """The rules without those about sockets, which nothing carries out yet."""
-    return dataclasses.replace(
-        rules, rules=tuple(rule for rule in rules.rules if not (rule.host_socket or rule.guest_socket))
-    )
 
 
 def _guest_end(source: Source) -> GuestEnd:

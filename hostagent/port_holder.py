@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 
 from hostagent.forward_plan import ListenerKey
-from hostagent.forwards import Endpoint
+from hostagent.forwards import HostEnd, SocketFile
 from protocol.ports import Protocol
 
 _AGENT = "hostagent.agent_main"
@@ -36,14 +36,16 @@ def port_holders(keys: Collection[ListenerKey]) -> dict[ListenerKey, PortHolder]
 
     Without root only the user's own processes can be seen (proc(5)): then it says so.
     """
-    sockets = {protocol: psutil.net_connections(str(protocol)) for protocol in {key.protocol for key in keys}}
-    return {key: _holder(key, sockets[key.protocol]) for key in keys}
+    sockets = {kind: psutil.net_connections(kind) for kind in {_kind(key) for key in keys}}
+    return {key: _holder(key, sockets[_kind(key)]) for key in keys}
+
+
+def _kind(key: ListenerKey) -> str:
+    return "unix" if isinstance(key.host, SocketFile) else str(key.protocol)
 
 
 def _holder(key: ListenerKey, sockets: list[Any]) -> PortHolder:
-    host = key.host
-    assert isinstance(host, Endpoint), "files of sockets have no port"
-    found = [sock for sock in sockets if sock.laddr and sock.laddr.port == host.port and _clashes(host, sock.laddr.ip)]
+    found = [sock for sock in sockets if sock.laddr and _clashes(key.host, sock.laddr)]
     # A connection's own end also keeps others from listening there, when no listener does; in TIME-WAIT it is nobody's.
     found.sort(key=lambda sock: (key.protocol is Protocol.TCP and sock.status != psutil.CONN_LISTEN, sock.pid is None))
     if not found:
@@ -52,8 +54,10 @@ def _holder(key: ListenerKey, sockets: list[Any]) -> PortHolder:
     return PortHolder("another user's process") if pid is None else PortHolder(_describe(pid), pid)
 
 
-def _clashes(host: Endpoint, address: str) -> bool:
-    return address == host.address or bool({address, host.address} & _WILDCARDS)
+def _clashes(host: HostEnd, address: Any) -> bool:
+    if isinstance(host, SocketFile):
+        return bool(address == host.path)
+    return address.port == host.port and (address.ip == host.address or bool({address.ip, host.address} & _WILDCARDS))
 
 
 def _describe(pid: int) -> str:

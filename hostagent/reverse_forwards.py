@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import resource
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class ReverseForwards:
         changed: Callable[[Forward, bool], None],
         *,
         user: str = "",
-        most_connections: int = 1_024,
+        most_connections: int,
     ) -> None:
         self._channel = channel
         self._changed = changed
@@ -124,10 +125,14 @@ class ReverseForwards:
     # ------------------------------------------------------------------ wishes
 
     def change(self, wishes: Iterable[StandingForward]) -> None:
-        """Make these the forwards. What stays is not touched, and of what goes the connections go on."""
+        """Make the reverse ones of `wishes` the forwards.
+
+        What stays is not touched, and connections of what goes go on.
+        """
         wanted: dict[Key, StandingForward] = {}
         for wish in wishes:
-            wanted.setdefault((wish.protocol, wish.guest), wish)
+            if wish.reverse:
+                wanted.setdefault((wish.protocol, wish.guest), wish)
         for key, reverse in list(self._by_key.items()):
             if key not in wanted or wanted[key].host != reverse.wish.host:
                 self._remove(key)
@@ -305,6 +310,11 @@ class ReverseForwards:
         if any(listener.listening for listener in shown):
             return ForwardState.LISTENING, f"only partly: {reason}"
         return state, reason
+
+
+def most_connections() -> int:
+    """How many connections the guest may have to the host: a quarter of the descriptors."""
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4
 
 
 def _places(guest: GuestEnd) -> list[GuestEnd]:

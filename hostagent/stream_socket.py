@@ -8,7 +8,8 @@ import struct
 import trio
 
 from hostagent.forward_plan import ListenerKey
-from hostagent.forwards import Endpoint
+from hostagent.forwards import SocketFile
+from hostagent.socket_file import listen_at
 from protocol.ports import Protocol
 
 BACKLOG = 1_024
@@ -21,7 +22,8 @@ def listen(key: ListenerKey) -> socket.socket:
     SO_REUSEADDR only for TCP: on Linux it lets two UDP sockets share a port, and one of them hears nothing (socket(7)).
     """
     host = key.host
-    assert isinstance(host, Endpoint), "sockets of the file system are made elsewhere"
+    if isinstance(host, SocketFile):
+        return listen_at(host.path)
     family = socket.AF_INET6 if ":" in host.address else socket.AF_INET
     tcp = key.protocol is Protocol.TCP
     sock = socket.socket(family, socket.SOCK_STREAM if tcp else socket.SOCK_DGRAM)

@@ -1,4 +1,4 @@
-"""One TCP listener on the host: each connection becomes a stream to the guest port behind it.
+"""One TCP port or unix socket of the host: each connection becomes a stream to the guest's port or socket behind it.
 
 The guest is dialled before a byte of the client is read. If the guest refuses, the client gets a reset, not an empty
 connection that closes. While the guest agent is away each client waits for it, `PATIENCE` seconds at most; then it is
@@ -18,12 +18,11 @@ from dataclasses import dataclass
 
 import trio
 
-from hostagent.channel import Channel, StreamHandler
+from hostagent.channel import Channel
 from hostagent.forwards import Traffic
+from hostagent.relayed_connection import RelayedConnection
 from hostagent.route import Route
 from hostagent.stream_socket import abort, wait_readable
-from hostagent.waits import TRIO_WAITS
-from protocol.relay import SocketRelay
 from protocol.streams import Stream
 
 PATIENCE = 5.0
@@ -55,21 +54,16 @@ class TcpService:
     """An event that is set when a port of the guest opened or closed."""
 
 
-class TcpConnection(StreamHandler):
+class TcpConnection(RelayedConnection):
     """One client's connection: dialling, then relaying, then over."""
 
     def __init__(self, client: socket.socket, service: TcpService) -> None:
+        super().__init__(service.channel, Traffic())
         self._client = client
         self._service = service
-        self._channel = service.channel
-        self._traffic = Traffic()
-        self._scope = trio.CancelScope()
         self._stream: Stream | None = None
-        self._relay: SocketRelay | None = None
         self._answered = trio.Event()
         self._refusal = ""
-        self._reset = True
-        self._counted = 0
         self._arrived = trio.current_time()
 
     def begin(self) -> None:
@@ -92,14 +86,7 @@ class TcpConnection(StreamHandler):
 
     def opened(self) -> None:
         assert self._stream is not None
-        self._relay = SocketRelay(
-            self._client,
-            self._channel.connection,
-            self._stream,
-            waits=TRIO_WAITS,
-            flush=self._flush,
-            finish=self._finish,
-        )
+        self._begin(self._client, self._stream)
         self._answered.set()
 
     async def _run(self) -> None:
@@ -148,43 +135,15 @@ class TcpConnection(StreamHandler):
             self._traffic.connections_refused += 1
         return False
 
-    async def _serve(self, relay: SocketRelay) -> None:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(relay.write)
-            await relay.read()
-
-    def _flush(self) -> None:
-        assert self._relay is not None
-        self._traffic.bytes_to_guest += self._relay.sent - self._counted
-        self._counted = self._relay.sent
-        self._channel.flush()
-
-    def _finish(self, reset: bool) -> None:
-        self._reset = reset
-        self._scope.cancel()
-
     def refused(self, error: str, reason: str) -> None:
         self._refusal = error or "?"
         self._answered.set()
-
-    def receive_data(self, payload: bytes) -> None:
-        self._traffic.bytes_to_host += len(payload)
-        if self._relay is not None:
-            self._relay.receive_data(payload)
-
-    def receive_end(self) -> None:
-        if self._relay is not None:
-            self._relay.receive_end()
 
     def receive_reset(self, reason: str) -> None:
         if self._relay is not None:
             self._relay.receive_reset()
         else:
             self._answered.set()
-
-    def unpaused(self) -> None:
-        if self._relay is not None:
-            self._relay.unpaused()
 
     def _over(self) -> None:
         if self._stream is not None:
@@ -212,5 +171,6 @@ async def accept_connections(listener: socket.socket, service: TcpService) -> No
                     await trio.sleep(DESCRIPTOR_PAUSE)
                 continue
             client.setblocking(False)
-            client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if client.family is not socket.AF_UNIX:
+                client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             TcpConnection(client, service).begin()

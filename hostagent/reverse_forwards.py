@@ -108,12 +108,13 @@ class ReverseForwards:
         self._nursery: trio.Nursery | None = None
         self._alive = 0
         self._trouble = _AWAY
+        self._first_wishes = tuple(wishes)
         channel.accept = self._accept
-        self.change(wishes)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
         async with trio.open_nursery() as self._nursery:
+            self.change(self._first_wishes)
             task_status.started()
             await self._retry()
 

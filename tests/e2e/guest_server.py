@@ -11,6 +11,10 @@ Requests, with the fields besides `do` (answers have `ok`, or `error` with an er
     udp   kind host port             bind; answers the port. Kinds: see UDP_KINDS
     bind  host port                  bind TCP without listening; answers the port
     listen kind port                 listen with what `bind` bound
+    unix  kind path                  listen at a path. Kinds: those of tcp, but for peer
+    close_path path                  close the listener of that path, and leave its file
+    ask   where text                 connect to [host, port] or a path, send the text, end; what came back until the end
+    ask_udp host port sizes          a datagram of each size to an echo, one after the other; the sizes that came back
     close port [host]                close every listener and UDP socket of that port, or only that on one address
     stat                             counters since the start
     processes pattern                whose command line matches: pid, parent, memory in KiB (with its share of what is
@@ -41,6 +45,7 @@ from typing import Any
 CHUNK = bytes(1 << 18)
 counters: Counter[str] = Counter()
 bound: dict[int, list[socket.socket]] = {}
+paths: dict[str, socket.socket] = {}
 
 
 def banner(connection: socket.socket) -> None:
@@ -153,7 +158,8 @@ def serve_tcp(kind: Callable[[socket.socket], None], listener: socket.socket) ->
         except OSError:  # closed on request
             return
         counters["accepted"] += 1
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if connection.family != socket.AF_UNIX:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         threading.Thread(target=serve_connection, args=(kind, connection), daemon=True).start()
 
 
@@ -218,6 +224,46 @@ def do_udp(kind: str, host: str, port: int) -> dict[str, Any]:
     return remember(opened)
 
 
+def do_unix(kind: str, path: str) -> dict[str, Any]:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen(512)
+    paths[path] = listener
+    threading.Thread(target=serve_tcp, args=(TCP_KINDS[kind], listener), daemon=True).start()
+    return {}
+
+
+def do_close_path(path: str) -> dict[str, Any]:
+    listener = paths.pop(path)
+    listener.shutdown(socket.SHUT_RDWR)
+    listener.close()
+    return {}
+
+
+def do_ask(where: str | list[Any], text: str) -> dict[str, Any]:
+    family = socket.AF_UNIX if isinstance(where, str) else socket.AF_INET6 if ":" in where[0] else socket.AF_INET
+    with socket.socket(family) as client:
+        client.settimeout(15)
+        client.connect(where if isinstance(where, str) else tuple(where))
+        client.sendall(text.encode())
+        client.shutdown(socket.SHUT_WR)
+        answer = b"".join(iter(lambda: client.recv(1 << 16), b""))
+    return {"answer": answer.decode()}
+
+
+def do_ask_udp(host: str, port: int, sizes: list[int]) -> dict[str, Any]:
+    came = []
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(5)
+        client.connect((host, port))
+        for size in sizes:
+            sent = os.urandom(size)
+            client.send(sent)
+            answer = client.recv(1 << 16)
+            came.append(len(answer) if answer == sent else -1)
+    return {"sizes": came}
+
+
 def remember(opened: socket.socket) -> dict[str, Any]:
     chosen: int = opened.getsockname()[1]
     bound.setdefault(chosen, []).append(opened)
@@ -267,6 +313,7 @@ def do_run(command: str, limit: float = 30.0) -> dict[str, Any]:
 
 REQUESTS: dict[str, Callable[..., dict[str, Any]]] = {
     "hello": do_hello, "tcp": do_tcp, "udp": do_udp, "bind": do_bind, "listen": do_listen, "close": do_close,
+    "unix": do_unix, "close_path": do_close_path, "ask": do_ask, "ask_udp": do_ask_udp,
     "stat": do_stat, "processes": do_processes, "run": do_run,
 }  # fmt: skip
 

@@ -14,10 +14,12 @@ from pathlib import Path
 import trio
 
 from hostagent.channel import Channel
-from hostagent.forward_rules import BY_DEFAULT
+from hostagent.forward_rules import ForwardRule, RuleSet
 from hostagent.forwarder import Forwarder
 from hostagent.forwards import Endpoint, Forward, ForwardState, SocketFile
+from hostagent.reverse_forwards import ReverseForwards
 from protocol.limits import PROTOCOL_VERSIONS
+from protocol.listener_messages import ListenFailed, Listening
 from protocol.messages import Hello, Message, PortOwners, PortsChanged, PortsSnapshot, Status, StatusRequest
 from protocol.ports import Port, Protocol
 
@@ -93,10 +95,11 @@ def port_number(end: Endpoint | SocketFile) -> int:
 class HostSide:
     """What a host agent would know of the guest. Implements `channel.ChannelObserver`."""
 
-    def __init__(self, channel_socket: Path) -> None:
-        hello = Hello(*PROTOCOL_VERSIONS, frozenset({"tcp", "udp", "exec"}), "test", "", "")
+    def __init__(self, channel_socket: Path, rules: RuleSet) -> None:
+        hello = Hello(*PROTOCOL_VERSIONS, frozenset({"tcp", "udp", "unix", "listen", "exec"}), "test", "", "")
         self.channel = Channel(channel_socket, hello, self)
-        self.forwarder = Forwarder(self.channel, BY_DEFAULT, self._forward_changed)
+        self.reverse = ReverseForwards(self.channel, rules.standing(), self._forward_changed, most_connections=256)
+        self.forwarder = Forwarder(self.channel, rules, self._forward_changed)
         self.ends: list[str] = []
         """Why generations ended."""
         self.generations = 0
@@ -111,11 +114,13 @@ class HostSide:
         """The guest agent is there."""
         self.generations += 1
         self._snapshot = set()
+        self.reverse.start(peer)
 
     def generation_ended(self, reason: str, *, fault: bool) -> None:
         """The guest agent is away."""
         self.ends.append(f"fault: {reason}" if fault else reason)
         self.forwarder.stall()
+        self.reverse.stall()
         self._changed.unpark_all()
 
     def distrusted(self, reason: str) -> None:
@@ -139,6 +144,8 @@ class HostSide:
                 assert self.forwarder.change(message.opened, message.closed)
             case PortOwners():
                 self.forwarder.name_owners(message.owners)
+            case Listening() | ListenFailed():
+                self.reverse.answer(message)
             case Status():
                 self.status = message
         self._changed.unpark_all()
@@ -186,11 +193,12 @@ class HostSide:
 
 
 @asynccontextmanager
-async def host_side(channel_socket: Path) -> AsyncIterator[HostSide]:
+async def host_side(channel_socket: Path, *rules: ForwardRule) -> AsyncIterator[HostSide]:
     """A host's side that has the guest's list of ports."""
-    side = HostSide(channel_socket)
+    side = HostSide(channel_socket, RuleSet(rules))
     async with trio.open_nursery() as nursery:
         await nursery.start(side.forwarder.run)
+        await nursery.start(side.reverse.run)
         nursery.start_soon(side.channel.run)
         await side.ready(seconds=60)  # the guest agent may just be starting
 
@@ -199,12 +207,12 @@ async def host_side(channel_socket: Path) -> AsyncIterator[HostSide]:
 
 
 @asynccontextmanager
-async def breakable_host_side(channel_socket: Path) -> AsyncIterator[tuple[HostSide, Wire]]:
+async def breakable_host_side(channel_socket: Path, *rules: ForwardRule) -> AsyncIterator[tuple[HostSide, Wire]]:
     """The same behind a wire that can be cut."""
     with tempfile.TemporaryDirectory(prefix="wire-") as folder:
         wire = Wire(Path(folder) / "wire.sock", channel_socket)
         async with trio.open_nursery() as nursery:
             await nursery.start(wire.run)
-            async with host_side(wire.path) as side:
+            async with host_side(wire.path, *rules) as side:
                 yield side, wire
             nursery.cancel_scope.cancel()

@@ -71,6 +71,23 @@ class GuestServer:
         """Listen with what `bind` bound."""
         await self.request("listen", kind=kind, port=port)
 
+    async def unix(self, kind: str, path: str) -> None:
+        """Listen at `path`."""
+        await self.request("unix", kind=kind, path=path)
+
+    async def close_path(self, path: str) -> None:
+        """Close the listener of `path`, and leave its file."""
+        await self.request("close_path", path=path)
+
+    async def ask(self, where: str | tuple[str, int], text: str) -> str:
+        """What a client in the guest is answered at a path or at an address and port."""
+        return str((await self.request("ask", where=where, text=text))["answer"])
+
+    async def ask_udp(self, host: str, port: int, *sizes: int) -> list[int]:
+        """Sizes of what came back to a client in the guest that sent datagrams of `sizes` to an echo."""
+        found: list[int] = (await self.request("ask_udp", seconds=60, host=host, port=port, sizes=sizes))["sizes"]
+        return found
+
     async def close(self, port: int, host: str = "") -> None:
         """Close every listener and UDP socket of `port`, or only that on the address `host`."""
         await self.request("close", port=port, host=host)

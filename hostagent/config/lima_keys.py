@@ -29,7 +29,6 @@ class LimaKey:
 
 
 _VALUE: Final = LimaKey()
-_KEPT: Final = LimaKey(ours=True)
 
 
 def _keys(*names: str, **nested: LimaKey) -> dict[str, LimaKey]:
@@ -90,12 +89,6 @@ LIMA_KEYS: Final[Mapping[str, LimaKey]] = MappingProxyType(
         "osOpts": _VALUE,
         "param": _VALUE,
         "plain": _VALUE,
-        "portForwards": LimaKey(
-            dict.fromkeys(("hostSocket", "reverse"), _KEPT),
-            listed=True,
-            group=True,
-            ours=True,
-        ),
         "probes": _list("mode", "description", "script", "hint", file=_VALUE),
         "propagateProxyEnv": _VALUE,
         "provision": _list(

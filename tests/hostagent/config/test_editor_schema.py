@@ -39,5 +39,4 @@ def test_keys_of_ours_and_of_lima() -> None:
 def test_keys_not_acted_on_are_struck_through() -> None:
     schema = json_schema()
     assert schema["properties"]["mounts"]["deprecated"] is True
-    assert schema["$defs"]["PortForward"]["properties"]["reverse"]["deprecated"] is True
-    assert "deprecated" not in schema["$defs"]["PortForward"]["properties"]["ignore"]
+    assert "deprecated" not in schema["$defs"]["PortForward"]["properties"]["reverse"]

@@ -7,9 +7,9 @@ import pwd
 from pathlib import Path
 
 from hostagent.cidata import Account, Seed, account_name, write_seed
+from hostagent.config.rules import SocketVariables, rule_set
 from hostagent.config.schema import Config
 from hostagent.config.schema import Image as ConfiguredImage
-from hostagent.config_rules import SocketVariables, rule_set
 from hostagent.errors import UserError
 from hostagent.forward_rules import RuleSet
 from hostagent.guest_payload import GuestPayload, obtain_guest_agent

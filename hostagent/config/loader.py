@@ -7,9 +7,11 @@ that is collected: equal keys, unknown keys with the nearest known one, and valu
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -19,6 +21,7 @@ from pydantic import ValidationError
 from hostagent.config.document import Document, unknown_key
 from hostagent.config.editor_schema import json_schema, valid_keys
 from hostagent.config.mistakes import MAX_LISTED, ConfigError, Mistake, key_path, printable
+from hostagent.config.rule_review import review
 from hostagent.config.schema import Config
 from hostagent.config.wording import UNKNOWABLE, UNKNOWN_KEY, explained
 from hostagent.config.yaml_nodes import Mapping, Scalar, YamlError, compose
@@ -53,7 +56,7 @@ class LoadedConfig:
 
     config: Config
     warnings: tuple[Mistake, ...]
-    """Keys that are present and not acted on, in the order of the file."""
+    """Keys that are present and not acted on, and rules that nobody means, in the order of the file."""
     text: str
     """The file as it was read."""
 
@@ -81,7 +84,7 @@ def load_config(data: bytes, name: str, host: HostDefaults | None = None) -> Loa
     config, mistakes = _validated(document, host or HostDefaults.of_this_host())
     if config is None or mistakes:
         raise ConfigError.of(name, mistakes)
-    return LoadedConfig(config, tuple(sorted(document.warnings)), text)
+    return LoadedConfig(config, tuple(sorted((*document.warnings, *_remarks(document, config)))), text)
 
 
 def _read(path: Path) -> bytes:
@@ -151,6 +154,12 @@ def _validated(document: Document, host: HostDefaults) -> tuple[Config | None, l
             message = unknown_key(error["loc"][-1], near)
         mistakes.append(Mistake(line, column, path, message))
     return None, mistakes
+
+
+def _remarks(document: Document, config: Config) -> Iterator[Mistake]:
+    for remark in itertools.islice(review(config), MAX_LISTED):
+        place = document.place(remark.path, of_key=True)
+        yield Mistake(place.line, place.column, key_path(remark.path), remark.message)
 
 
 def _where(document: Document, error: Any) -> tuple[int, int, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from hostagent.config.port_forward import ALL_PORTS, UNSPECIFIED, PortForward
 from hostagent.config.schema import Config
@@ -44,9 +44,9 @@ def forward_rules(
     return tuple(_rule(name(number), entry, variables) for number, entry in enumerate(entries))
 
 
-def _rule(name: str, entry: PortForward, variables: SocketVariables) -> ForwardRule:
-    guest_socket = _path(f"{name}.guestSocket", entry.guest_socket, variables.guest, MAX_GUEST_PATH)
-    host_socket = _path(f"{name}.hostSocket", entry.host_socket, variables.host, MAX_SOCKET_PATH)
+def port_rule(name: str, entry: PortForward) -> ForwardRule:
+    """What `entry` says about ports and addresses; sockets are left as they stand in the file."""
+    guest_socket, host_socket = entry.guest_socket or "", entry.host_socket or ""
     streams_only = bool(guest_socket or host_socket)
     return ForwardRule(
         name=name,
@@ -66,6 +66,13 @@ def _rule(name: str, entry: PortForward, variables: SocketVariables) -> ForwardR
         static=entry.static,
         wait=entry.wait,
     )
+
+
+def _rule(name: str, entry: PortForward, variables: SocketVariables) -> ForwardRule:
+    guest_socket = _path(f"{name}.guestSocket", entry.guest_socket, variables.guest, MAX_GUEST_PATH)
+    host_socket = _path(f"{name}.hostSocket", entry.host_socket, variables.host, MAX_SOCKET_PATH)
+    text = _words(entry, guest_socket, host_socket)
+    return replace(port_rule(name, entry), text=text, guest_socket=guest_socket, host_socket=host_socket)
 
 
 def _path(key: str, text: str | None, values: Mapping[str, str], limit: int) -> str:

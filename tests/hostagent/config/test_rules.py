@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from hostagent.config.loader import load_config
-from hostagent.config_rules import SocketVariables, rule_set
+from hostagent.config.rules import SocketVariables, rule_set
 from hostagent.errors import UserError
 from hostagent.forward_rules import ForwardRule, RuleSet, match
 from protocol.ports import Port, Protocol

@@ -22,11 +22,13 @@ from hostagent.control_api import serve_api
 from hostagent.errors import UserError
 from hostagent.event_log import EventLog, last_event_id
 from hostagent.execution import GuestExecution
+from hostagent.forward_rules import RuleSet
 from hostagent.forwarder import Forwarder
-from hostagent.forwards import Forward
+from hostagent.forwards import Forward, ForwardKind
 from hostagent.guest_conduct import PAUSE
 from hostagent.launch_plan import LaunchPlan
 from hostagent.lifecycle import InstanceState, Phase, PhaseClock, PhaseReport, instance_state
+from hostagent.live_rules import LiveRules
 from hostagent.paths import InstancePaths
 from hostagent.qemu.machine import Machine, StopBounds, attach, start
 from hostagent.qemu.monitor import Monitor, open_monitor
@@ -85,6 +87,7 @@ class Agent:
             user=plan.user,
             most_connections=most_connections(),
         )
+        self._rules = LiveRules(paths, plan, self._rules_changed)
         self._phases = PhaseClock()
         self._phase_changed = trio.Event()
         self._started = time.time()
@@ -306,13 +309,23 @@ class Agent:
             guest=str(forward.guest),
             host=[str(endpoint) for endpoint in forward.host],
             state=forward.state if present else "gone",
-            reason=forward.reason if present else "the guest closed the port",
+            reason=forward.reason if present else _why_gone(forward),
             process=owner.process if owner else None,
         )
+
+    def _rules_changed(self, rules: RuleSet) -> None:
+        self._forwarder.set_rules(rules)
+        self._reverse.change(rules.standing())
+        self.events.append("rules", rules=[str(rule) for rule in rules.rules], enabled=rules.enabled)
 
     def forwards(self) -> Sequence[Forward]:
         """All forwards, in the order of their guest ports."""
         return [*self._forwarder.forwards, *self._reverse.forwards]
+
+    @property
+    def rules(self) -> LiveRules:
+        """The forwarding rules, which can change."""
+        return self._rules
 
     async def refresh(self) -> None:
         """Ask the guest how it is doing, and wait a little for the answer."""
@@ -372,3 +385,9 @@ class Agent:
 
 def _source_shape(source: WakeupSource) -> SourceShape:
     return {"name": source.name, "live": source.live, "reason": source.reason, "wakeups": source.wakeups}
+
+
+def _why_gone(forward: Forward) -> str:
+    if forward.kind in (ForwardKind.STATIC, ForwardKind.REVERSE):
+        return "its rule is gone, or the guest's program has come"
+    return "the guest closed the port"

@@ -12,18 +12,22 @@ import json
 import socket
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, cast
+from urllib.parse import quote
 
 from hostagent.errors import UserError
 from hostagent.paths import InstancePaths
 
 if TYPE_CHECKING:
-    from hostagent.api_shapes import Document, EventShape, PortShape
+    from hostagent.api_shapes import Document, EventShape, PortShape, ReloadAnswer, RuleChange, RuleList, RuleRequest
 
 _ANSWER_BOUND: Final = 10.0
 """Seconds for an answer that costs the agent nothing: it is stuck when it takes longer."""
 
 _STOP_BOUND: Final = 180.0
 """Seconds for a guest to shut down, above all bounds of the host agent's own."""
+
+_RULES_BOUND: Final = 90.0
+"""Seconds for a change of rules, which a program of its own reads; the host agent's own bound is 60."""
 
 _READ: Final = 65_536
 _LONGEST_LINE: Final = 16 * 1024 * 1024
@@ -55,13 +59,29 @@ class ApiClient:
         for event in self._lines(f"/v1/events{wanted}"):
             yield cast("EventShape", event)
 
+    def rules(self) -> RuleList:
+        """The forwarding rules, in the order in which they are asked."""
+        return cast("RuleList", self._object("GET", "/v1/forwards"))
+
+    def add_rule(self, rule: RuleRequest) -> RuleChange:
+        """Let a rule hold before all others."""
+        return cast("RuleChange", self._object("POST", "/v1/forwards", _RULES_BOUND, json.dumps(rule).encode()))
+
+    def remove_rule(self, name: str) -> RuleChange:
+        """Let the rule `name` hold no longer."""
+        return cast("RuleChange", self._object("DELETE", f"/v1/forwards/{quote(name, safe='')}", _RULES_BOUND))
+
+    def reload(self, path: str) -> ReloadAnswer:
+        """Read the configuration at `path` again, or the instance's own when that is empty."""
+        return cast("ReloadAnswer", self._object("POST", f"/v1/config/reload?path={quote(path)}", _RULES_BOUND))
+
     def stop(self, *, force: bool) -> str:
         """Shut the guest down and return what that needed: "guest agent", or a step of `StopStep`."""
         answer = self._object("POST", f"/v1/stop?force={json.dumps(force)}", _STOP_BOUND)
         return str(answer["stopped_by"])
 
-    def _object(self, method: str, target: str, bound: float = _ANSWER_BOUND) -> Document:
-        with self._answer(method, target, bound) as answer:
+    def _object(self, method: str, target: str, bound: float = _ANSWER_BOUND, body: bytes | None = None) -> Document:
+        with self._answer(method, target, bound, body=body) as answer:
             return _parsed(answer.read())
 
     def _lines(self, target: str) -> Iterator[Document]:
@@ -78,12 +98,12 @@ class ApiClient:
 
     @contextlib.contextmanager
     def _answer(
-        self, method: str, target: str, bound: float, *, endless: bool = False
+        self, method: str, target: str, bound: float, *, endless: bool = False, body: bytes | None = None
     ) -> Iterator[http.client.HTTPResponse]:
         name = self._paths.name
         try:
             with contextlib.closing(_UnixConnection(str(self._paths.api_socket), bound)) as connection:
-                connection.request(method, target)
+                connection.request(method, target, body)
                 sock = connection.sock
                 with connection.getresponse() as answer:
                     if answer.status >= http.client.BAD_REQUEST:

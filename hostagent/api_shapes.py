@@ -147,6 +147,15 @@ class LogEvent(EventShape):
     traceback: NotRequired[str]
 
 
+class RulesEvent(EventShape):
+    """Kind "rules": the forwarding rules were changed."""
+
+    rules: list[str]
+    """Those of the user, in order and in words."""
+    enabled: bool
+    """Whether anything is forwarded at all."""
+
+
 class LostEvent(EventShape):
     """Kind "lost": events before the next one are gone; agent.log may still have them."""
 
@@ -154,7 +163,7 @@ class LostEvent(EventShape):
     """How many; null when the id that was asked for belongs to another life of the instance."""
 
 
-AnyEvent = PhaseEvent | StateEvent | ForwardEvent | GuestEvent | QemuEvent | LogEvent | LostEvent
+AnyEvent = PhaseEvent | StateEvent | ForwardEvent | GuestEvent | QemuEvent | RulesEvent | LogEvent | LostEvent
 
 
 class AcceleratorShape(TypedDict):
@@ -210,6 +219,65 @@ class Status(TypedDict):
     phases: dict[str, float]
     """Seconds that each finished step of the start took."""
     guest_agent: GuestAgentShape
+
+
+class RuleShape(TypedDict):
+    """One forwarding rule."""
+
+    name: str
+    """What to call it to remove it: "portForwards.0" is the first of the configuration; empty for built-in rules."""
+    text: str
+    """The rule in words."""
+    origin: str
+    """"configuration", "added" or "built-in"."""
+    ports: int
+    """How many forwards it decides about now."""
+
+
+class RuleList(TypedDict):
+    """All forwarding rules, in the order in which they are asked: the first that matches a port decides."""
+
+    rules: list[RuleShape]
+    default: str
+    """What becomes of a port that no rule matches: "loopback" or "none"."""
+    enabled: bool
+    """Whether anything is forwarded at all."""
+
+
+class RuleRequest(TypedDict, total=False):
+    """A rule, with the keys of an entry of portForwards in a configuration."""
+
+    guestIP: str
+    guestIPMustBeZero: bool
+    guestPort: int
+    guestPortRange: list[int]
+    guestSocket: str
+    hostIP: str
+    hostPort: int
+    hostPortRange: list[int]
+    hostSocket: str
+    proto: str
+    reverse: bool
+    ignore: bool
+    static: bool
+    wait: float
+
+
+class RuleChange(TypedDict):
+    """The rule that was added or removed."""
+
+    rule: RuleShape
+    warnings: list[str]
+
+
+class ReloadAnswer(TypedDict):
+    """What reading the configuration again led to."""
+
+    rules: int
+    """How many rules of the user's there are now, added ones too."""
+    warnings: list[str]
+    restart: list[str]
+    """Keys that have changed and take effect when the instance is started again."""
 
 
 class Stopped(TypedDict):

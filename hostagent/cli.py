@@ -19,6 +19,8 @@ _COMMANDS: Final = {
     "up": ("commands_lifecycle", "Start an instance and wait until it is ready."),
     "down": ("commands_lifecycle", "Shut an instance down."),
     "ports": ("commands_show", "Show which guest ports are reachable, and why others are not."),
+    "forward": ("commands_rules", "Add, remove and list forwarding rules while the instance runs."),
+    "config": ("commands_rules", "Let a running instance follow its configuration."),
     "shell": ("commands_shell", "Open a shell in the guest, or run a command there."),
     "list": ("commands_show", "List the instances."),
     "status": ("commands_show", "Show an instance's state and all that serves it."),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from hostagent.config.mistakes import printable
 
 if TYPE_CHECKING:
-    from hostagent.api_shapes import CheckShape, EndpointShape, EventShape, Instance, PortShape, SocketShape
+    from hostagent.api_shapes import CheckShape, EndpointShape, EventShape, Instance, PortShape, RuleList, SocketShape
 
 _ESCAPE_SEQUENCE: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 """Control sequences, operating system commands and other escapes (ECMA-48 sections 5.4 and 5.6)."""
@@ -147,6 +147,18 @@ def moment(unix_time: float) -> str:
         return datetime.fromtimestamp(unix_time).astimezone().isoformat(" ", "milliseconds")[:23]
     except (ValueError, OverflowError, OSError):
         return "(no time)"
+
+
+def rule_lines(rules: RuleList, *, width: int | None) -> list[str]:
+    """The rules in the order in which they are asked."""
+    rows = [(rule["name"] or rule["origin"], str(rule["ports"]), plain(rule["text"])) for rule in rules["rules"]]
+    widths = [max(map(_cells, column)) for column in zip(("RULE", "PORTS", ""), *rows, strict=True)]
+    lines = [_row(("RULE", "PORTS", "WHAT IT SAYS"), [widths[0], widths[1], 0])]
+    for name, ports, text in rows:
+        begin = _row((name, ports), widths[:2]) + "  "
+        wrapped = _wrapped(text, 0, None if width is None else width - _cells(begin), "") or [""]
+        lines += [(begin if number == 0 else " " * _cells(begin)) + line for number, line in enumerate(wrapped)]
+    return lines
 
 
 def _wanted(key: str, value: object) -> bool:

@@ -38,7 +38,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket
 
-from hostagent import api_shapes
+from hostagent import api_shapes, control_rules
 from hostagent.api_shapes import EndpointShape, OwnerShape, PortList, PortShape, SocketShape, TrafficShape
 from hostagent.control_exec import serve_exec
 from hostagent.control_streams import Lines, event_lines, line_of, server_sent_events
@@ -91,6 +91,7 @@ OPERATIONS: Final = (
         (Parameter("force", bool, "Do not ask the guest."),),
     ),
     Operation("GET", "/v1/exec", "Run a command in the guest; hostagent/exec_frames.py describes the frames.", None),
+    *control_rules.OPERATIONS,
     Operation("GET", "/v1/openapi.json", "This description.", dict),
 )
 """What openapi.json is generated from; a test holds it against the routes."""
@@ -144,6 +145,7 @@ def application(instance: RunningInstance) -> Starlette:
         Route("/v1/stop", handlers.stop, methods=["POST"]),
         Route("/v1/openapi.json", handlers.openapi, methods=["GET"]),
         WebSocketRoute("/v1/exec", handlers.execute),
+        *control_rules.routes(instance),
     ]
     return Starlette(
         routes=routes,

@@ -55,7 +55,7 @@ class Event:
     time: float
     """Unix time."""
     kind: str
-    """"phase", "state", "forward", "guest", "log", or "lost" (some events before this one are gone)."""
+    """"phase", "state", "forward", "guest", "rules", "log", or "lost" (some events before this one are gone)."""
     fields: Mapping[str, object]
 
     def document(self) -> dict[str, object]:

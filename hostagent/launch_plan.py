@@ -80,7 +80,7 @@ def read_plan(path: Path) -> LaunchPlan:
     """The plan that `write_plan` wrote; `UserError` when there is none, or it is another version's."""
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        forwarding = _rule_set(values.pop("forwarding"))
+        forwarding = rule_set(values.pop("forwarding"))
         forwards = tuple(HostForward(**forward) for forward in values.pop("host_forwards"))
         environment = tuple((str(name), str(value)) for name, value in values.pop("environment"))
         return LaunchPlan(**values, forwarding=forwarding, host_forwards=forwards, environment=environment)
@@ -91,11 +91,13 @@ def read_plan(path: Path) -> LaunchPlan:
         ) from exc
 
 
-def _rule_set(values: dict[str, Any]) -> RuleSet:
-    return RuleSet(rules=tuple(_rule(rule) for rule in values.pop("rules")), **values)
+def rule_set(values: dict[str, Any]) -> RuleSet:
+    """The rules that `dataclasses.asdict` made `values` of; consumes them."""
+    return RuleSet(rules=tuple(forward_rule(rule) for rule in values.pop("rules")), **values)
 
 
-def _rule(values: dict[str, Any]) -> ForwardRule:
+def forward_rule(values: dict[str, Any]) -> ForwardRule:
+    """The rule that `dataclasses.asdict` made `values` of; consumes them."""
     protocol, guest_ports, host_ports = (values.pop(key) for key in ("protocol", "guest_ports", "host_ports"))
     return ForwardRule(
         protocol=None if protocol is None else Protocol(protocol),

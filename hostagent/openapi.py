@@ -26,7 +26,7 @@ _SCALARS: Mapping[object, str] = {str: "string", int: "integer", float: "number"
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """A parameter of the query string, or a header."""
+    """A parameter of the query string or of the path, or a header."""
 
     name: str
     kind: type
@@ -45,6 +45,8 @@ class Operation:
     """The type of the document, or of each line of a stream of them; None for a WebSocket."""
     parameters: Sequence[Parameter] = field(default=())
     media_types: Sequence[str] = (JSON,)
+    body: type | None = None
+    """The document that the request brings."""
 
 
 def describe(operations: Sequence[Operation], also: Sequence[type] = ()) -> dict[str, Any]:
@@ -90,6 +92,7 @@ def _operation(operation: Operation, shapes: dict[str, Any]) -> dict[str, Any]:
     error = {"description": "Why it failed, and the next step.", "content": _content(ErrorShape, (JSON,), shapes)}
     parameters = [
         {"name": p.name, "in": p.place, "description": p.description, "schema": _schema(p.kind, shapes)}
+        | ({"required": True} if p.place == "path" else {})
         for p in operation.parameters
     ]
     if operation.answer is None:
@@ -97,7 +100,10 @@ def _operation(operation: Operation, shapes: dict[str, Any]) -> dict[str, Any]:
     else:
         content = _content(operation.answer, operation.media_types, shapes)
         answers = {"200": {"description": operation.summary, "content": content}}
-    return {"summary": operation.summary, "parameters": parameters, "responses": {**answers, "default": error}}
+    described = {"summary": operation.summary, "parameters": parameters, "responses": {**answers, "default": error}}
+    if operation.body is not None:
+        described["requestBody"] = {"required": True, "content": _content(operation.body, (JSON,), shapes)}
+    return described
 
 
 def _content(shape: object, media_types: Sequence[str], shapes: dict[str, Any]) -> dict[str, Any]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import pwd
 from pathlib import Path
 
-from hostagent.cidata import Account, Seed, account_name, write_seed
-from hostagent.config.rules import SocketVariables, rule_set
+from hostagent.cidata import Account, Seed, write_seed
+from hostagent.config.rules import rule_set
 from hostagent.config.schema import Config
 from hostagent.config.schema import Image as ConfiguredImage
 from hostagent.errors import UserError
 from hostagent.forward_rules import RuleSet
+from hostagent.guest_account import account_of, host_name, socket_variables
 from hostagent.guest_payload import GuestPayload, obtain_guest_agent
 from hostagent.images import Image, ImageSource, obtain_image
 from hostagent.launch_plan import LaunchPlan
@@ -30,8 +29,6 @@ _FIRMWARE = (
 )
 """Where distributions put the UEFI firmware that an aarch64 image without a kernel of its own boots through."""
 
-_LARGEST_KEY_FILE = 16_384
-
 
 async def prepare(paths: InstancePaths, config: Config, cache: Path, phases: ShownPhases) -> LaunchPlan:
     """Get everything that the instance needs, showing each phase; raises `UserError`."""
@@ -45,11 +42,11 @@ async def prepare(paths: InstancePaths, config: Config, cache: Path, phases: Sho
     with phases.shown(Phase.AGENT) as detail:
         payload = await obtain_guest_agent(config.arch, cache, lambda line: phases.update(line, 0, None))
         detail.append(payload.version)
-    account = _account(config)
-    hostname = paths.name.replace("_", "-").replace(".", "-")
-    forwarding = rule_set(config, _socket_variables(paths, account, hostname))
+    account = account_of(config)
+    forwarding = rule_set(config, socket_variables(paths, account))
     with phases.shown(Phase.SEED) as detail:
-        write_seed(paths.seed, Seed(hostname, account, payload.directory, payload.version, mac_address(paths.name)))
+        seed = Seed(host_name(paths), account, payload.directory, payload.version, mac_address(paths.name))
+        write_seed(paths.seed, seed)
         detail.append(f"user {account.name}")
     with phases.shown(Phase.ACCELERATOR) as detail:
         accelerator = await choose_accelerator(Architecture(config.arch))
@@ -71,44 +68,6 @@ def _source(entry: ConfiguredImage, architecture: str) -> ImageSource:
         build=entry.build,
         architecture=architecture,
     )
-
-
-def _account(config: Config) -> Account:
-    """The user's account in the guest: what the configuration leaves open is as on the host."""
-    me = pwd.getpwuid(os.getuid())
-    user = config.user
-    name = user.name or account_name(me.pw_name)
-    return Account(
-        name=name,
-        uid=user.uid if user.uid is not None else me.pw_uid if user.name is None else None,
-        comment=user.comment if user.comment is not None else "",
-        home=user.home,
-        shell=user.shell,
-        authorized_keys=_public_keys(Path(me.pw_dir) / ".ssh") if config.ssh.load_dot_ssh_pub_keys else (),
-    )
-
-
-def _socket_variables(paths: InstancePaths, account: Account, hostname: str) -> SocketVariables:
-    me = pwd.getpwuid(os.getuid())
-    guest = {"Home": account.home or f"/home/{account.name}", "User": account.name}
-    if account.uid is not None:
-        guest["UID"] = str(account.uid)
-    host = {"Dir": str(paths.directory), "Home": me.pw_dir, "User": me.pw_name, "UID": str(me.pw_uid)}
-    return SocketVariables(host | {"Name": paths.name}, guest | {"Name": paths.name, "Hostname": hostname})
-
-
-def _public_keys(folder: Path) -> tuple[str, ...]:
-    """The user's public keys; what cannot be read or is no key is left out: nothing depends on them."""
-    keys = []
-    for path in sorted(folder.glob("*.pub")) if folder.is_dir() else ():
-        try:
-            with path.open(encoding="utf-8") as file:
-                line = file.read(_LARGEST_KEY_FILE).strip()
-        except (OSError, UnicodeDecodeError):
-            continue
-        if line.startswith(("ssh-", "ecdsa-", "sk-")) and line.isprintable():
-            keys.append(line)
-    return tuple(keys)
 
 
 def _plan(

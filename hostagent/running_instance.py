@@ -9,6 +9,7 @@ from typing import Protocol
 from hostagent.api_shapes import Status
 from hostagent.event_log import EventLog
 from hostagent.forwards import Forward
+from hostagent.live_rules import LiveRules
 from protocol.stream_messages import CommandTarget, TerminalSize
 
 
@@ -50,6 +51,10 @@ class RunningInstance(Protocol):
 
     def forwards(self) -> Sequence[Forward]:
         """All forwards, in the order of their guest ports."""
+
+    @property
+    def rules(self) -> LiveRules:
+        """The forwarding rules, which can change."""
 
     def execute(self, target: CommandTarget) -> AbstractAsyncContextManager[Execution]:
         """Start a command in the guest; raises `UserError` when that cannot be done."""

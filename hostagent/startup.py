@@ -71,7 +71,10 @@ def _say_running(request: StartupRequest, show: Show) -> None:
     paths = request.paths
     show({"event": "notice", "message": f"{paths.name} is running already"})
     if not request.from_instance and paths.config.read_text(encoding="utf-8") != request.loaded.text:
-        message = f"it runs with an older configuration: `hostagent down {paths.name}`, then `up` again, to change it"
+        message = (
+            "it runs with an older configuration: `hostagent config reload` with the file changes its forwards, "
+            f"`hostagent down {paths.name}` and then `up` all of it"
+        )
         show({"event": "warning", "message": message})
 
 

@@ -12,15 +12,20 @@ import subprocess
 import termios
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import trio
 
 from hostagent.api_shapes import Status
 from hostagent.errors import UserError
 from hostagent.event_log import EventLog
+from hostagent.forward_rules import RuleSet
 from hostagent.forwards import Endpoint, Forward, ForwardState, Traffic
+from hostagent.live_rules import LiveRules
+from hostagent.paths import InstancePaths
 from protocol.ports import PortOwner, Protocol
 from protocol.stream_messages import CommandTarget, TerminalSize
+from tests.fakes.instance_folder import PLAN
 
 
 def web_forward(state: ForwardState = ForwardState.LISTENING, reason: str = "", port: int = 8080) -> Forward:
@@ -41,8 +46,10 @@ def web_forward(state: ForwardState = ForwardState.LISTENING, reason: str = "", 
 class FakeInstance:
     """A `RunningInstance`."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path = Path("/nonexistent")) -> None:
         self.events = EventLog()
+        self.applied: list[RuleSet] = []
+        self.rules = LiveRules(InstancePaths(folder), PLAN, self.applied.append)
         self.listed: list[Forward] = [web_forward()]
         self.stops: list[bool] = []
         self.stopped = trio.Event()

@@ -51,7 +51,7 @@ def served_in_thread(path: Path) -> Iterator[ServedInstance]:
     ready: queue.Queue[ServedInstance] = queue.Queue()
 
     async def main() -> None:
-        instance, stop = FakeInstance(), trio.Event()
+        instance, stop = FakeInstance(path.parent), trio.Event()
         async with served(instance, path):
             ready.put(ServedInstance(instance, trio.lowlevel.current_trio_token(), stop))
             await stop.wait()

@@ -10,6 +10,7 @@ import trio
 
 from hostagent import api_shapes
 from hostagent.api_client import ApiClient
+from hostagent.forward_rules import RuleSet
 from hostagent.paths import InstancePaths
 from protocol import messages
 from protocol.ports import Port, PortOwner, Protocol, WakeupSource
@@ -23,6 +24,7 @@ SHAPE_OF: Mapping[str, str] = {
     "forward": "ForwardEvent",
     "guest": "GuestEvent",
     "qemu": "QemuEvent",
+    "rules": "RulesEvent",
     "log": "LogEvent",
     "lost": "LostEvent",
 }
@@ -70,6 +72,8 @@ async def everything_happens(running: Running) -> None:
     await running.event("forward", state="listening")
     guest.close_ports(PORT)
     await running.event("forward", state="gone")
+    running.agent._rules_changed(RuleSet())
+    await running.event("rules", enabled=True)
     time = {"seconds": 1_700_000_000, "microseconds": 0}
     await running.qemu.monitor.say({"event": "RESET", "data": {"guest": True}, "timestamp": time})
     await running.event("qemu", name="RESET")

@@ -41,7 +41,10 @@ DEAD = "can never match: "
         ("- {guestIP: '::1'}\n- {}\n", None),  # 127.0.0.1 is left
         ("- {}\n- {guestIP: 127.0.0.2}\n", None),
         ("- {guestIP: 0.0.0.0}\n- {guestIP: 0.0.0.0, guestIPMustBeZero: false}\n", None),
-        ("- {guestIP: 0.0.0.0}\n- {guestIPMustBeZero: true}\n", f"portForwards.1.guestIP: {DEAD}portForwards.0 above has"),
+        (
+            "- {guestIP: 0.0.0.0}\n- {guestIPMustBeZero: true}\n",
+            f"portForwards.1.guestIP: {DEAD}portForwards.0 above has",
+        ),
         ("- {guestPort: 80, proto: tcp}\n- {guestPort: 80}\n", None),
         (
             "- {guestPort: 80, proto: tcp}\n- {guestPort: 80, proto: udp}\n- {guestPort: 80}\n",

@@ -1,0 +1,44 @@
+"""The ends of a forward as one types them: "8080", "3000-3009", "any:80", "[::1]:80", "0.0.0.0:53", "/run/docker.sock".
+
+Only the shape is read here, into the keys of `portForwards`; what may stand there is for the schema to say.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from hostagent.errors import UserError
+
+if TYPE_CHECKING:
+    from hostagent.api_shapes import RuleRequest
+
+_END = re.compile(
+    r"(?:(?P<address>\[[^\[\]]+\]|[^:/\[\]]+):)?(?P<first>[0-9]{1,5})(?:-(?P<last>[0-9]{1,5}))?|(?P<only>\[[^\[\]]+\]|any)"
+)
+_HINT = "write PORT, FIRST-LAST, ADDRESS:PORT, [ADDRESS]:PORT for IPv6, or a socket's path with a / in it"
+
+
+def rule_request(guest: str, host: str | None) -> RuleRequest:
+    """The keys that say which guest end leads to which host end; raises `UserError`."""
+    request = _keys(guest, "guest")
+    if host is not None:
+        request |= _keys(host, "host")
+    return request
+
+
+def _keys(text: str, side: str) -> RuleRequest:
+    if "/" in text or (side == "host" and text.endswith(".sock")):
+        return {f"{side}Socket": text}  # type: ignore[misc]  # mypy knows no computed keys
+    if (match := _END.fullmatch(text)) is None:
+        raise UserError(f"{text!r} is no end of a forward", _HINT)
+    keys: dict[str, object] = {}
+    if address := match["address"] or match["only"]:
+        keys[f"{side}IP"] = address.strip("[]")
+        if address == "0.0.0.0" and side == "guest":  # noqa: S104  (words, nothing is bound)
+            keys["guestIPMustBeZero"] = True
+    if match["last"]:
+        keys[f"{side}PortRange"] = [int(match["first"]), int(match["last"])]
+    elif match["first"]:
+        keys[f"{side}Port"] = int(match["first"])
+    return keys  # type: ignore[return-value]  # as above

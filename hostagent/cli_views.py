@@ -75,7 +75,7 @@ def port_lines(ports: Sequence[PortShape], *, width: int | None = None, colour: 
             port["state"],
             _endpoints(port["host"]),
             _endpoint(port["guest"]),
-            port["protocol"],
+            f"{port['protocol']} reverse" if port["kind"] == "reverse" else port["protocol"],
             _process(port),
             _connections(port),
             size(port["traffic"]["bytes_to_guest"]),
@@ -234,7 +234,8 @@ def _by_port(ports: Sequence[PortShape]) -> dict[tuple[str, str, str], PortShape
 
 def _port_words(port: PortShape) -> str:
     owner = f"  {_process(port)}" if port["owner"] else ""
-    return plain(f"{port['protocol']} {_endpoints(port['host'])} -> {_endpoint(port['guest'])}{owner}")
+    arrow = "<-" if port["kind"] == "reverse" else "->"
+    return plain(f"{port['protocol']} {_endpoints(port['host'])} {arrow} {_endpoint(port['guest'])}{owner}")
 
 
 def _because(reason: str) -> str:

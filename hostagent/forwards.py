@@ -73,7 +73,7 @@ class Traffic:
     """TCP connections or UDP flows alive now."""
     connections_total: int = 0
     connections_refused: int = 0
-    """Connections that the guest refused."""
+    """Connections that the far side refused: the guest, or for a reverse forward the host's service."""
     bytes_to_guest: int = 0
     bytes_to_host: int = 0
     datagrams_to_guest: int = 0

@@ -93,8 +93,6 @@ class _Walk:
             value = self._value(child, here, known)
             if value is None or (value == "default" and here in _DEFAULT_WORD):
                 continue
-            if known and not known.group:
-                self._warn(key, here)
             data[key.text] = value
         return data
 

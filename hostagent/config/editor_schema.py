@@ -70,10 +70,8 @@ def _admit(properties: dict[str, Any], keys: Mapping[str, LimaKey], definitions:
     for name, key in keys.items():
         if not key.ours:
             properties[name] = _ignored(key)
-        elif key.group:
-            _admit(_properties(properties[name], definitions) or {}, key.members, definitions)
         else:
-            properties[name] |= _IGNORED
+            _admit(_properties(properties[name], definitions) or {}, key.members, definitions)
 
 
 def _ignored(key: LimaKey) -> dict[str, Any]:

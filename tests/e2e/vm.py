@@ -220,11 +220,11 @@ def installation(*, cache: Path | None = None, prefix: tuple[str, ...] = (), own
 
 
 @contextmanager
-def full_guest() -> Iterator[Vm]:
-    """A booted instance `vm` of the default image."""
+def full_guest(text: str = CONFIGURATION) -> Iterator[Vm]:
+    """A booted instance `vm` of the configuration `text`."""
     with installation() as at:
         configuration = at.home.with_name("vm.yaml")
-        configuration.write_text(CONFIGURATION, encoding="utf-8")
+        configuration.write_text(text, encoding="utf-8")
         guest = Vm(at, "vm", configuration)
         guest.up(IMAGE_SECONDS)
         yield guest

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, cast
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from hostagent import cli_views
 from hostagent.api_shapes import CheckShape, EndpointShape, Instance, OwnerShape, PortShape
 from hostagent.control_api import port_shape
-from hostagent.forwards import ForwardState
+from hostagent.forwards import ForwardKind, ForwardState, SocketFile
 from tests.fakes.running_instance import web_forward
 
 HOSTILE = "\x1b]0;owned\x07\x1b[2J\x9b31m\u202egro\r\n\0"
@@ -62,6 +63,21 @@ def test_ports_as_a_table() -> None:
         "listening  localhost:8080  0.0.0.0:8080  tcp       python3 (812)  1 of 12      1.2 KiB   3.2 MiB",
         "conflict   localhost:80    0.0.0.0:80    tcp       python3 (812)  1 of 12      1.2 KiB   3.2 MiB  taken",
     ]
+
+
+def test_a_reverse_forward_says_so() -> None:
+    forward = replace(
+        web_forward(),
+        guest=SocketFile("/run/agent.sock"),
+        host=(SocketFile("/home/ada/.agent.sock"),),
+        kind=ForwardKind.REVERSE,
+        owner=None,
+    )
+    shape = port_shape(forward)
+    assert cli_views.port_lines([shape])[1].split()[:5] == [
+        "listening", "/home/ada/.agent.sock", "/run/agent.sock", "unix", "reverse",
+    ]  # fmt: skip
+    assert cli_views.port_change_lines([], [shape]) == ["listening  unix /home/ada/.agent.sock <- /run/agent.sock"]
 
 
 def test_a_reason_that_does_not_fit_is_wrapped_below() -> None:

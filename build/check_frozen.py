@@ -20,7 +20,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 MAX_MEGABYTES = 25.0
@@ -147,14 +146,13 @@ def gates(tree: Path, max_glibc: str = MAX_GLIBC) -> dict[str, Callable[[], Verd
     }
 
 
-def own_tree(in_debian_root: bool) -> Path:
+def own_tree() -> Path:
     """The frozen agent of this checkout, from the cache or frozen now."""
     import trio
 
     from hostagent import guest_payload, paths
 
-    obtain = partial(guest_payload.obtain_guest_agent, in_debian_root=in_debian_root)
-    payload = trio.run(obtain, platform.machine(), paths.cache(), print)
+    payload = trio.run(guest_payload.obtain_guest_agent, platform.machine(), paths.cache(), print)
     return payload.directory
 
 
@@ -163,10 +161,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Check a frozen guest agent against its gates.")
     parser.add_argument("tree", type=Path, nargs="?", help="folder of the frozen agent (default: this checkout's)")
     parser.add_argument("--max-glibc", default=MAX_GLIBC, help=f"highest glibc version allowed (default {MAX_GLIBC})")
-    parser.add_argument("--in-debian-12", action="store_true",
-                        help="freeze in a Debian 12 root even where this machine's glibc is as old")  # fmt: skip
     arguments = parser.parse_args()
-    tree: Path = arguments.tree or own_tree(arguments.in_debian_12)
+    tree: Path = arguments.tree or own_tree()
     verdicts = [gate() for gate in gates(tree, arguments.max_glibc).values()]
     for verdict in verdicts:
         print("ok  " if verdict.passed else "FAIL", verdict.text)

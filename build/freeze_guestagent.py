@@ -1,23 +1,26 @@
 """Freezes the guest agent with PyInstaller: a folder with the executable, `_internal/` and VERSION.
 
-Works from a checkout and from an installed wheel, on the standard library alone: it makes a venv that holds the locked
-packages of requirements-guestagent.txt and nothing else, because PyInstaller follows whatever it finds installed (from
-a venv with pytest in it the agent becomes more than twice as large). The venv is kept in the cache folder and used
-again for as long as lock file and Python are the same.
+Works from a checkout and from an installed wheel, on the standard library alone. What is frozen is Python and libraries
+of a Debian 12 root (--root, made by hostagent/debian_root.py), never this machine's: the same comes out everywhere,
+Debian's Python is built with profile-guided and link-time optimization, and its glibc is the oldest with a Python that
+is new enough for us.
+
+The packages are those of requirements-guestagent.txt and nothing else, because PyInstaller follows whatever it finds
+installed. pip fetches them here, where its configuration, certificates and proxies work, for the root's Python; they
+are kept in the cache folder until the lock file changes. Rejected: pip in the chroot (each of those would have to be
+carried in, folders of wheels too).
+
+PyInstaller runs in a chroot on a tmpfs, in namespaces that end with it, so nothing is left behind or mounted on the
+host, with root's rights or without, and it needs no network. Only archives go in and out, because a normal user's files
+belong to nobody in there.
 
 Promises: the output folder appears whole or not at all (one rename), was started once and passed its own self-test,
-and a second run at the same time waits for the first. Lines on stdout are progress for people; all else is in the log.
+and a second run at the same time waits for the first, whose result it takes when it was to make the same. Lines on
+stdout are progress for people; all else is in the log.
 
-The frozen agent needs about the glibc of the machine that froze it, or a newer one; check_frozen.py says which. Where a
-newer glibc is asked for by nothing but a function that older ones have too, `relax_versions` drops that demand: Debian
-12's Python (glibc 2.36) asks for 2.35 because of `hypot` alone, and so runs on Red Hat 9 and its kin (2.34).
-
-A machine with a newer glibc passes --root: the archive of a Debian 12 root (hostagent/debian_root.py) whose Python and
-libraries are taken instead. PyInstaller then runs in a chroot on a tmpfs, in namespaces that end with it, so nothing is
-left behind or mounted on the host, with root's rights or without. Only archives go in and out, because a normal user's
-files belong to nobody in there. pip stays outside, where its configuration, certificates and proxies work; the chroot
-needs no network. Rejected: pip in the chroot (each of those would have to be carried in, folders of wheels too), and
-freezing in a distribution older than Debian 12, whose Python is too old.
+The frozen agent needs about the root's glibc (2.36), or a newer one; check_frozen.py says which. Where a newer glibc is
+asked for by nothing but a function that older ones have too, `relax_versions` drops that demand: Debian 12's Python
+asks for 2.35 because of `hypot` alone, and so runs on Red Hat 9 and its kin (2.34).
 """
 
 from __future__ import annotations
@@ -41,17 +44,17 @@ from typing import IO
 
 HERE = Path(__file__).resolve().parent
 
-RELAXED = {b"GLIBC_2.35": {b"hypot"}, b"GLIBC_2.36": {b"arc4random_buf"}, b"GLIBC_2.38": {b"fmod"}}
+RELAXED = {b"GLIBC_2.35": {b"hypot"}, b"GLIBC_2.36": {b"arc4random_buf"}}
 """Symbols by version that an older glibc may as well bind to its own definition, or that nobody calls.
 
-hypot and fmod have the same signature and results in all versions; the new ones only left out the SVID error handling
-(glibc's NEWS for 2.35 and 2.38)."""
+hypot has the same signature and results in all versions; the new one only left out the SVID error handling (glibc's
+NEWS for 2.35)."""
 
 NEVER_CALLED = {b"arc4random_buf"}
 """Symbols that may be missing altogether. Debian links libexpat into libpython, and an XML parser salts its hashes with
 this; the agent has no `xml` (check_frozen.py sees to that)."""
 
-FOR_ROOT = (
+PIP_OPTIONS = (
     "--only-binary=:all:", "--no-deps", "--no-compile", "--python-version=3.11", "--implementation=cp",
     f"--platform=manylinux2014_{platform.machine()}",
     *(f"--platform=manylinux_2_{minor}_{platform.machine()}" for minor in range(17, 35)),
@@ -68,9 +71,10 @@ tar --extract --file=- --directory=/mnt/freeze --no-same-owner <&"$1"
 mount --rbind /dev /mnt/dev
 mount --rbind /proc /mnt/proc
 chroot /mnt env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 \\
-    PYTHONPATH=/freeze/packages GUESTAGENT_SOURCE=/freeze/source PYINSTALLER_CONFIG_DIR=/freeze/config \\
+    PYTHONHASHSEED=0 SOURCE_DATE_EPOCH=0 PYTHONPATH=/freeze/packages \\
+    GUESTAGENT_SOURCE=/freeze/source PYINSTALLER_CONFIG_DIR=/freeze/config \\
     python3 -m PyInstaller --noconfirm --log-level WARN \\
-    --workpath /freeze/work --distpath /freeze/dist "/freeze/$2.spec" </dev/null >&2
+    --workpath /freeze/work --distpath /freeze/dist "/freeze/specification/$2.spec" </dev/null >&2
 tar --create --file=- --directory=/mnt/freeze/dist "$2"
 """
 """Freezes $2.spec in the root on stdin, with the archive on file descriptor $1 as /freeze; the result goes to stdout.
@@ -94,7 +98,11 @@ def locked(path: Path) -> Iterator[None]:
     """Hold an exclusive lock on `path`; the kernel drops it with the process, however that ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print("waiting for another freeze to end", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -119,26 +127,23 @@ def run(command: Sequence[str | Path], log: Path, environment: dict[str, str] | 
         raise subprocess.CalledProcessError(status, command)
 
 
-def clean_venv(cache: Path, log: Path, name: str, options: Sequence[str] = ()) -> Path:
-    """A venv called `name` with the locked packages and nothing else, made when it is not there yet.
-
-    With `options` for pip, they are not installed in it but in its folder `packages`.
-    """
+def locked_packages(cache: Path, log: Path) -> Path:
+    """A folder with the locked packages for the root's Python and nothing else, filled when it is not there yet."""
     requirements = HERE / "requirements-guestagent.txt"
-    identity = "".join((sys.version, base_interpreter(), *options))
-    key = hashlib.sha256(requirements.read_bytes() + identity.encode()).hexdigest()
-    venv = cache / f"{name}-{key[:16]}"
-    finished = venv / "finished"
-    if not finished.exists():
-        for stale in cache.glob(f"{name}-*"):
+    key = hashlib.sha256(requirements.read_bytes() + "\0".join(PIP_OPTIONS).encode()).hexdigest()
+    packages = cache / f"packages-{key[:16]}"
+    if not packages.exists():
+        for stale in (*cache.glob("packages-*"), *cache.glob("unfinished-*")):
             shutil.rmtree(stale)
-        print("making a clean Python environment", flush=True)
-        run([base_interpreter(), "-m", "venv", venv], log)
-        target = ["--target", str(venv / "packages"), *options] if options else []
-        run([venv / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "--no-input",
-             "--require-hashes", *target, "--requirement", requirements], log)  # fmt: skip
-        finished.touch()
-    return venv
+        print("fetching the packages to freeze", flush=True)
+        with tempfile.TemporaryDirectory(dir=cache, prefix="unfinished-") as folder:
+            venv, unfinished = Path(folder) / "venv", Path(folder) / "packages"
+            run([base_interpreter(), "-m", "venv", venv], log)
+            run([venv / "bin" / "python", "-m", "pip", "install", "--disable-pip-version-check", "--no-input",
+                 "--require-hashes", "--requirement", requirements, "--target", unfinished, *PIP_OPTIONS],
+                log)  # fmt: skip
+            unfinished.rename(packages)
+    return packages
 
 
 def relax_versions(elf: bytes) -> bytes:
@@ -191,22 +196,13 @@ def version_requirements(elf: bytes, section: tuple[int, ...]) -> Iterator[int]:
         library += following
 
 
-def run_here(venv: Path, source: Path, spec: Path, scratch: Path, log: Path) -> None:
-    """Fill scratch/dist with the Python of `venv`."""
-    run(
-        [venv / "bin" / "python", "-m", "PyInstaller", "--noconfirm", "--log-level", "WARN",
-         "--workpath", scratch / "work", "--distpath", scratch / "dist", spec],
-        log,
-        {"GUESTAGENT_SOURCE": str(source), "PYINSTALLER_CONFIG_DIR": str(scratch / "config")},
-    )  # fmt: skip
-
-
-def run_in_root(root: Path, venv: Path, source: Path, spec: Path, scratch: Path, log: Path) -> None:
-    """Fill scratch/dist with the Python in the archive `root` and the packages beside `venv`."""
+def run_in_root(root: Path, packages: Path, source: Path, spec: Path, scratch: Path, log: Path) -> None:
+    """Fill scratch/dist with the Python in the archive `root`, and `packages`."""
     inputs, result = scratch / "inputs.tar", scratch / "result.tar"
     with tarfile.open(inputs, "w") as archive:
-        archive.add(venv / "packages", "packages")
-        archive.add(spec, spec.name)
+        archive.add(packages, "packages")
+        for file in spec.parent.glob(f"{spec.stem}.*"):  # the program too, where it is beside its specification
+            archive.add(file, f"specification/{file.name}")
         for package in ("guestagent", "protocol"):
             archive.add(source / package, f"source/{package}")
     with root.open("rb") as root_file, inputs.open("rb") as inputs_file, result.open("wb") as result_file:
@@ -217,19 +213,16 @@ def run_in_root(root: Path, venv: Path, source: Path, spec: Path, scratch: Path,
     run(["tar", "--extract", "--no-same-owner", "--directory", scratch / "dist", "--file", result], log)
 
 
-def freeze(source: Path, spec: Path, version: str, output: Path, cache: Path, log: Path, root: Path | None) -> None:
+def freeze(source: Path, spec: Path, version: str, output: Path, cache: Path, log: Path, root: Path) -> None:
     """Freeze what `spec` names from the packages below `source` into the folder `output`."""
     for stale in output.parent.glob("scratch-*"):  # of a run that was killed: we hold the lock, so nobody uses it
         shutil.rmtree(stale)
-    venv = clean_venv(cache, log, "freeze-packages", FOR_ROOT) if root else clean_venv(cache, log, "freeze-venv")
+    packages = locked_packages(cache, log)
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=output.parent, prefix="scratch-") as scratch_name:
         scratch = Path(scratch_name)
         print(f"freezing {spec.stem} {version}", flush=True)
-        if root:
-            run_in_root(root, venv, source, spec, scratch, log)
-        else:
-            run_here(venv, source, spec, scratch, log)
+        run_in_root(root, packages, source, spec, scratch, log)
         frozen = scratch / "dist" / spec.stem
         for library in frozen.rglob("*.so*"):
             library.write_bytes(relax_versions(library.read_bytes()))
@@ -241,25 +234,36 @@ def freeze(source: Path, spec: Path, version: str, output: Path, cache: Path, lo
         frozen.rename(output)
 
 
+def holds(output: Path, version: str) -> bool:
+    """Whether `output` is a whole frozen tree of that version."""
+    try:
+        return (output / "VERSION").read_text(encoding="utf-8") == version + "\n"
+    except FileNotFoundError:
+        return False
+
+
 def main() -> int:
     """Freeze as the command line says; 0 on success, 1 when a step failed (its output is shown)."""
     parser = argparse.ArgumentParser(description="Freeze the guest agent.")
     parser.add_argument("--source", type=Path, default=HERE.parent, help="folder that holds guestagent/ and protocol/")
     parser.add_argument("--spec", type=Path, default=HERE / "guestagent.spec", help="PyInstaller specification")
-    parser.add_argument("--cache", type=Path, required=True, help="folder for the venv and scratch space")
-    parser.add_argument("--output", type=Path, required=True, help="folder to make")
+    parser.add_argument("--cache", type=Path, required=True, help="folder for the packages, lock and log")
+    parser.add_argument("--output", type=Path, required=True, help="folder to make (a whole one stays)")
     parser.add_argument("--version", required=True, help="what the frozen agent says its version is")
-    parser.add_argument("--root", type=Path, help="archive of a Debian 12 root to freeze in (default: freeze here)")
+    parser.add_argument("--root", type=Path, required=True, help="archive of the Debian 12 root to freeze in")
     arguments = parser.parse_args()
     # As an exception, a signal ends the running step too and removes the scratch folder.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     cache: Path = arguments.cache.absolute()
     log = cache / "freeze.log"
+    output: Path = arguments.output.absolute()
     with locked(cache / "freeze.lock"):
+        if holds(output, arguments.version):
+            return 0
         log.write_bytes(b"")
         try:
             freeze(arguments.source.absolute(), arguments.spec.absolute(), arguments.version,
-                   arguments.output.absolute(), cache, log, arguments.root)  # fmt: skip
+                   output, cache, log, arguments.root.absolute())  # fmt: skip
         except subprocess.CalledProcessError as error:
             last_lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
             print(*last_lines, f"{error.cmd[0]} failed with exit status {error.returncode}; whole log: {log}",

@@ -11,11 +11,6 @@ if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
 fi
 
 wanted=$(sed 's/#.*//' apt-packages.txt)
-# Debian links its python3 statically, and PyInstaller freezes the shared libpython: a package of its own.
-python=$(readlink -f "$(command -v "${PYTHON:-python3}")")
-case $python in
-    /usr/bin/python3.*) wanted="$wanted lib${python#/usr/bin/}" ;;
-esac
 
 missing=
 for package in $wanted; do

@@ -65,7 +65,7 @@ async def debian_sources(codename: str) -> list[str]:
     if not KEYRING.exists():
         raise UserError(
             "Debian's archive keys are not installed, so its packages cannot be verified",
-            "install the package debian-archive-keyring",
+            "install the package debian-archive-keyring (debian-keyring on Fedora and its kin)",
         )
     release = _os_release()
     if release.get("ID") != "debian" or "VERSION_CODENAME" not in release:

@@ -22,6 +22,7 @@ import trio
 from hostagent.api_shapes import CheckShape
 from hostagent.cli_views import size
 from hostagent.config.loader import HostDefaults
+from hostagent.debian_root import WITHOUT_MMDEBSTRAP
 from hostagent.errors import UserError
 from hostagent.paths import MAX_SOCKET_PATH, InstancePaths, cache, home
 from hostagent.qemu.accelerator import choose_accelerator
@@ -90,8 +91,8 @@ def check_image_builder() -> Check:
     return Check(
         "image builder",
         CheckState.WARNING,
-        "mmdebstrap is missing: images can be downloaded, but not built",
-        "on Debian and Ubuntu: sudo apt-get install mmdebstrap",
+        "mmdebstrap is missing: no image can be built, and no guest agent frozen",
+        WITHOUT_MMDEBSTRAP,
     )
 
 

@@ -4,14 +4,14 @@ Its version is the package's version plus a hash of everything that goes into it
 string are the same build. The guest compares that string at every boot, and the cache is keyed by it: editing a line of
 the guest agent is enough to have it frozen again at the next `up`, and what was frozen once is not frozen twice.
 
-What is frozen needs about the glibc of where that happened. So on a machine with a newer one than Debian 12's it
-happens in a Debian 12 root (debian_root.py), and the agent runs in the same guests wherever it was frozen.
+It is frozen in a Debian 12 root (debian_root.py), never with this machine's own Python: that may be slow or unable to
+run in an older guest, and would make another agent on every machine.
 
 PyInstaller cannot build for another architecture than the one it runs on, so a foreign guest needs a tree that was
 frozen on such a machine; HOSTAGENT_GUESTAGENT names it.
 
-Rejected: shipping the frozen tree inside the wheel. It would tie the wheel to one architecture and glibc, while the
-freezing needs nothing but Python and takes half a minute once.
+Rejected: shipping the frozen tree inside the wheel. It would tie the wheel to one architecture, while the freezing
+takes less than a minute once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib import metadata
@@ -40,10 +40,9 @@ _VERSION_FILE = "VERSION"
 _KEPT = 4
 """Frozen trees of 20 MB each that stay cached: enough to change between two branches without freezing anew."""
 
-NEWEST_GLIBC = (2, 36)
-"""Debian 12's. On a machine with a newer one the agent is frozen in a Debian 12 root."""
-
-_BUILD_FILES = ("freeze_guestagent.py", "guestagent.spec", "requirements-guestagent.txt")
+_FREEZER = "freeze_guestagent.py"
+_SPECIFICATION = "guestagent.spec"
+_FREEZER_FILES = (_FREEZER, "requirements-guestagent.txt")
 
 Progress = Callable[[str], None]
 """Called with one line for people whenever a step begins."""
@@ -70,15 +69,12 @@ class _Lines:
             self._show(f"Debian 12 root to freeze in: {step}")
 
 
-async def obtain_guest_agent(
-    architecture: str, cache: Path, progress: Progress, *, in_debian_root: bool = False
-) -> GuestPayload:
+async def obtain_guest_agent(architecture: str, cache: Path, progress: Progress) -> GuestPayload:
     """The frozen guest agent for `architecture` (as `uname -m` says it), from the cache or frozen now.
 
-    It is frozen in a Debian 12 root when `in_debian_root` says so or this machine's glibc is newer than `NEWEST_GLIBC`.
-    Freezing takes about 30 seconds the first time and 10 after a change, the root another minute, once. Raises
-    `UserError` when one of them fails, when HOSTAGENT_GUESTAGENT names no frozen tree, or when the architecture is not
-    this machine's.
+    Freezing takes about 20 seconds the first time and 10 after a change, the root it happens in another 20, once.
+    Raises `UserError` when one of them fails, when HOSTAGENT_GUESTAGENT names no frozen tree, or when the architecture
+    is not this machine's.
     """
     if chosen := os.environ.get("HOSTAGENT_GUESTAGENT"):
         return await trio.to_thread.run_sync(_given, Path(chosen))
@@ -89,21 +85,32 @@ async def obtain_guest_agent(
             "and set HOSTAGENT_GUESTAGENT to its path",
         )
     source, build = _sources()
-    in_debian_root = in_debian_root or glibc_is_too_new(platform.libc_ver())
-    version = await trio.to_thread.run_sync(_version, source, build, in_debian_root)
-    trees = cache / "guestagent"
-    directory = trees / f"{architecture}-{version}"
-    if not (directory / _VERSION_FILE).is_file():
-        root = await debian_root.obtain_debian_root(cache, _Lines(progress)) if in_debian_root else None
-        await _freeze(source, build, directory, version, root, progress)
-        await trio.to_thread.run_sync(prune, trees, directory)
+    fingerprint = await trio.to_thread.run_sync(lambda: freeze_fingerprint(_inputs(source, build)))
+    version = f"{metadata.version('hostagent')}+{fingerprint}"
+    directory = cache / "guestagent" / f"{architecture}-{version}"
+    await obtain_frozen_tree(build / _SPECIFICATION, directory, version, cache, progress)
     return GuestPayload(directory, version)
 
 
-def glibc_is_too_new(libc: tuple[str, str]) -> bool:
-    """Whether what is frozen with this C library (as `platform.libc_ver` says it) starts in newer guests only."""
-    name, version = libc
-    return name == "glibc" and tuple(int(part) for part in version.split(".")[:2]) > NEWEST_GLIBC
+async def obtain_frozen_tree(spec: Path, tree: Path, version: str, cache: Path, progress: Progress) -> None:
+    """See to it that the folder `tree` holds what the PyInstaller specification `spec` names, frozen for Debian 12.
+
+    Of its siblings only the newest stay. Raises `UserError` when the root or the freezing fails.
+    """
+    if not (tree / _VERSION_FILE).is_file():
+        root = await debian_root.obtain_debian_root(cache, _Lines(progress))
+        await _freeze(spec, tree, version, root, cache, progress)
+        await trio.to_thread.run_sync(_prune, tree)
+
+
+def freeze_fingerprint(inputs: Iterable[tuple[str, bytes]]) -> str:
+    """Hash of all that decides what a frozen tree is: `inputs` (name and content), what freezes them, and where."""
+    _source, build = _sources()
+    digest = hashlib.sha256(f"{platform.machine()}\0{debian_root.KEY}".encode())
+    for name, content in (*inputs, *((name, (build / name).read_bytes()) for name in _FREEZER_FILES)):
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()[:12]
 
 
 def _given(directory: Path) -> GuestPayload:
@@ -129,41 +136,30 @@ def _sources() -> tuple[Path, Path]:
     """The folder with the packages to freeze, and the one with the build files: a checkout's, or a wheel's."""
     source = Path(__file__).resolve().parent.parent
     checkout = source / "build"
-    if all((checkout / name).is_file() for name in _BUILD_FILES):
+    if all((checkout / name).is_file() for name in (*_FREEZER_FILES, _SPECIFICATION)):
         return source, checkout
     return source, source / "hostagent" / "_build"
-
-
-def _version(source: Path, build: Path, in_debian_root: bool) -> str:
-    """Package version and a hash of all that decides what the frozen tree is."""
-    place = debian_root.KEY if in_debian_root else f"{sys.version}\0{platform.libc_ver()}"
-    digest = hashlib.sha256(f"{platform.machine()}\0{place}".encode())
-    for name, content in _inputs(source, build):
-        digest.update(f"{name}\0{len(content)}\0".encode())
-        digest.update(content)
-    return f"{metadata.version('hostagent')}+{digest.hexdigest()[:12]}"
 
 
 def _inputs(source: Path, build: Path) -> Iterator[tuple[str, bytes]]:
     for package in ("guestagent", "protocol"):
         for path in sorted((source / package).rglob("*.py")):
             yield path.relative_to(source).as_posix(), path.read_bytes()
-    for name in _BUILD_FILES:
-        yield name, (build / name).read_bytes()
+    yield _SPECIFICATION, (build / _SPECIFICATION).read_bytes()
 
 
-async def _freeze(
-    source: Path, build: Path, directory: Path, version: str, root: Path | None, progress: Progress
-) -> None:
-    """Run the freeze script, showing its lines; it makes `directory` whole or not at all."""
-    trees = directory.parent
+async def _freeze(spec: Path, tree: Path, version: str, root: Path, cache: Path, progress: Progress) -> None:
+    """Run the freeze script, showing its lines; it makes `tree` whole or not at all."""
+    source, build = _sources()
+    scratch = cache / "freeze"
     command = [
-        sys.executable, str(build / "freeze_guestagent.py"),
+        sys.executable, str(build / _FREEZER),
         "--source", str(source),
-        "--cache", str(trees),
-        "--output", str(directory),
+        "--spec", str(spec),
+        "--root", str(root),
+        "--cache", str(scratch),
+        "--output", str(tree),
         "--version", version,
-        *(["--root", str(root)] if root else []),
     ]  # fmt: skip
     start = partial(trio.run_process, command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, capture_stderr=True)
     try:
@@ -181,14 +177,13 @@ async def _freeze(
         complaint = failed.stderr.decode(errors="replace").strip()
         raise UserError(
             f"freezing the guest agent failed:\n{complaint}",
-            f"mend what it says (often no access to the package index, or no libpython; see {trees / 'freeze.log'}) "
-            "and try again",
+            f"mend what it says (often no access to the package index; see {scratch / 'freeze.log'}) and try again",
         ) from failed
 
 
-def prune(trees: Path, current: Path) -> None:
+def _prune(current: Path) -> None:
     """Delete all but the newest frozen trees. One that another process reads right now is among the newest."""
-    frozen = [path.parent for path in trees.glob(f"*/{_VERSION_FILE}")]
+    frozen = [path.parent for path in current.parent.glob(f"*/{_VERSION_FILE}")]
     oldest_first = sorted(frozen, key=lambda path: path.stat().st_mtime)
     for stale in oldest_first[:-_KEPT]:
         if stale != current:

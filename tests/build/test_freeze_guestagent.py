@@ -1,6 +1,5 @@
 """The frozen agent's demands on glibc, with a real library and the real dynamic loader; freezing in a root, with real
-namespaces and a root that holds busybox and a stand-in for PyInstaller. `make -C build guestagent-in-debian-12` does it
-with the real ones."""
+namespaces and a root that holds busybox and a stand-in for PyInstaller. test_check_frozen.py has the real ones."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.build.scripts import load
+from tests.build.scripts import BUILD, load
 
 LIBRARY = Path(sys.modules[msgpack.Packer.__module__].__file__ or "")
 """A locked wheel's library: it asks for GLIBC_2.14 because of memcpy, and for nothing else of that version."""
@@ -100,7 +99,7 @@ set -eu
 grep -q '^VmPeak' /proc/self/status
 mkdir -p /freeze/dist/agent/_internal
 ln -s _internal /freeze/dist/agent/link
-{ echo "$*"; pwd; cat "$GUESTAGENT_SOURCE"/*/__init__.py "$PYTHONPATH/package.py" /freeze/agent.spec; } \\
+{ echo "$*"; pwd; cat "$GUESTAGENT_SOURCE"/*/__init__.py "$PYTHONPATH/package.py" /freeze/specification/agent.*; } \\
     >/freeze/dist/agent/agent
 chmod 755 /freeze/dist/agent/agent
 echo "some warning"
@@ -129,18 +128,24 @@ def root_archive(path: Path, python: str = STAND_IN) -> Path:
     return path
 
 
-def freeze_in(root: Path, folder: Path) -> str:
-    """Freeze tiny sources in `root` into `folder`/scratch/dist; the log."""
+def put_sources(folder: Path) -> None:
+    """Tiny sources, packages and a specification with a program beside it."""
     for name in ("guestagent", "protocol"):
         (folder / "source" / name).mkdir(parents=True)
         (folder / "source" / name / "__init__.py").write_text(f"{name} ")
-    (folder / "venv" / "packages").mkdir(parents=True)
-    (folder / "venv" / "packages" / "package.py").write_text("package ")
+    (folder / "packages").mkdir()
+    (folder / "packages" / "package.py").write_text("package ")
+    (folder / "agent.py").write_text("program ")
     (folder / "agent.spec").write_text("spec")
+
+
+def freeze_in(root: Path, folder: Path) -> str:
+    """Freeze tiny sources in `root` into `folder`/scratch/dist; the log."""
+    put_sources(folder)
     (folder / "scratch").mkdir()
     log = folder / "log"
     try:
-        freeze_guestagent.run_in_root(root, folder / "venv", folder / "source", folder / "agent.spec",
+        freeze_guestagent.run_in_root(root, folder / "packages", folder / "source", folder / "agent.spec",
                                       folder / "scratch", log)  # fmt: skip
     finally:
         assert not Path("/mnt/freeze").exists()
@@ -153,8 +158,8 @@ def test_freezes_in_a_root_and_leaves_no_mount(tmp_path: Path) -> None:
     frozen = tmp_path / "scratch" / "dist" / "agent"
     command, folder, read = (frozen / "agent").read_text().splitlines()
     assert command.startswith("-m PyInstaller ")
-    assert command.endswith(" --distpath /freeze/dist /freeze/agent.spec")
-    assert (folder, read) == ("/", "guestagent protocol package spec")
+    assert command.endswith(" --distpath /freeze/dist /freeze/specification/agent.spec")
+    assert (folder, read) == ("/", "guestagent protocol package program spec")
     assert (frozen / "agent").stat().st_mode & 0o777 == 0o755
     assert (frozen / "link").readlink() == Path("_internal")
     assert "some warning" in log
@@ -182,22 +187,87 @@ def test_a_signal_ends_all_that_a_step_has_started(tmp_path: Path) -> None:
         assert pipe.read() == b""  # comes when nobody is left who could write
 
 
-def test_packages_for_a_root_are_installed_beside_the_venv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter is a script that notes how it was called, and puts itself into the venv that it makes."""
-    interpreter, calls, cache = tmp_path / "python", tmp_path / "calls", tmp_path / "cache"
-    interpreter.write_text(
-        f'#!/bin/sh\necho "$@" >>{calls}\n[ "$2" != venv ] || {{ mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; }}\n'
-    )
+INTERPRETER = """#!/bin/sh
+echo "$@" >>{calls}
+case $2 in
+    venv) mkdir -p "$3/bin"; cp "$0" "$3/bin/python" ;;
+    pip) while [ "$1" != --target ]; do shift; done; mkdir "$2" ;;
+esac
+"""
+"""Notes how it was called, puts itself into the venv that it makes, and makes the folder that it installs in."""
+
+
+@pytest.fixture
+def calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file with the calls of the interpreter, which fetches no packages."""
+    interpreter, calls = tmp_path / "python", tmp_path / "calls"
+    interpreter.write_text(INTERPRETER.format(calls=calls))
     interpreter.chmod(0o755)
     monkeypatch.setattr(freeze_guestagent, "base_interpreter", lambda: str(interpreter))
-    cache.mkdir()
+    return calls
+
+
+def test_packages_are_fetched_for_the_roots_python_and_kept(
+    calls: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache = tmp_path / "cache"
+    (cache / "unfinished-killed").mkdir(parents=True)
     log = cache / "log"
-    plain = freeze_guestagent.clean_venv(cache, log, "freeze-venv")
-    special = freeze_guestagent.clean_venv(cache, log, "freeze-packages", ("--python-version=3.11",))
-    assert special != freeze_guestagent.clean_venv(cache, log, "freeze-packages", ("--python-version=3.12",))
-    assert freeze_guestagent.clean_venv(cache, log, "freeze-venv") == plain
-    assert not special.exists()
-    installs = [line for line in calls.read_text().splitlines() if line.startswith("-m pip install")]
-    assert [f"--target {special}/packages --python-version=3.11 --req" in line for line in installs] == [
-        False, True, False]  # fmt: skip
-    assert all("--require-hashes" in line for line in installs)
+    packages = freeze_guestagent.locked_packages(cache, log)
+    assert freeze_guestagent.locked_packages(cache, log) == packages
+    assert [path for path in cache.iterdir() if path != log] == [packages]
+    _venv, install = calls.read_text().splitlines()
+    assert install.startswith("-m pip install ")
+    for option in ("--require-hashes", "--no-deps", "--only-binary=:all:", "--python-version=3.11"):
+        assert option in install.split()
+    monkeypatch.setattr(freeze_guestagent, "PIP_OPTIONS", ("--python-version=3.12",))
+    assert freeze_guestagent.locked_packages(cache, log).exists()
+    assert not packages.exists()
+
+
+MAKES_A_PROGRAM = """#!/bin/sh
+set -eu
+mkdir -p /freeze/dist/agent
+{ echo '#!/bin/sh'; echo 'exit 0'; } >/freeze/dist/agent/agent
+chmod 755 /freeze/dist/agent/agent
+"""
+
+
+def freeze_command(folder: Path, output: Path, version: str) -> list[str | Path]:
+    """The script's command line for the sources that put_sources() made; their packages need no fetching."""
+    return [sys.executable, BUILD / "freeze_guestagent.py", "--source", folder / "source", "--spec",
+            folder / "agent.spec", "--root", folder / "root.tar", "--cache", folder / "cache", "--output", output,
+            "--version", version]  # fmt: skip
+
+
+def test_two_freezes_at_once_wait_for_each_other_and_share_the_result(calls: Path, tmp_path: Path) -> None:
+    put_sources(tmp_path)
+    root_archive(tmp_path / "root.tar", MAKES_A_PROGRAM)
+    cache, output = tmp_path / "cache", tmp_path / "trees" / "new"
+    cache.mkdir()
+    freeze_guestagent.locked_packages(cache, cache / "log")
+    command = freeze_command(tmp_path, output, "1.0")
+    with freeze_guestagent.locked(cache / "freeze.lock"):
+        freezes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+        for freeze in freezes:
+            assert freeze.stdout is not None
+            assert freeze.stdout.readline() == "waiting for another freeze to end\n"
+    said = [freeze.communicate()[0] for freeze in freezes]
+    assert [freeze.returncode for freeze in freezes] == [0, 0]
+    assert sorted(said) == ["", "freezing agent 1.0\nchecking that it starts\n"]
+    assert sorted(path.name for path in output.iterdir()) == ["VERSION", "agent"]
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_a_tree_of_another_version_is_replaced(calls: Path, tmp_path: Path) -> None:
+    put_sources(tmp_path)
+    root_archive(tmp_path / "root.tar", MAKES_A_PROGRAM)
+    cache, output = tmp_path / "cache", tmp_path / "trees" / "new"
+    cache.mkdir()
+    freeze_guestagent.locked_packages(cache, cache / "log")
+    output.mkdir(parents=True)
+    (output / "VERSION").write_text("0.9\n")
+    (output / "old").touch()
+    subprocess.run(freeze_command(tmp_path, output, "1.0"), check=True, stdout=subprocess.DEVNULL)
+    assert (output / "VERSION").read_text() == "1.0\n"
+    assert not (output / "old").exists()

@@ -10,13 +10,11 @@ console's last lines when QEMU dies; QEMU is gone when the block ends, and also 
 from __future__ import annotations
 
 import codecs
-import hashlib
 import os
 import platform
 import re
 import socket
 import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
@@ -82,20 +80,11 @@ class TinyGuest:
 
 async def _frozen_server(cache: Path) -> Path:
     """guest_server.py as a frozen tree; frozen when it or what freezes it changed."""
-    inputs = [REPOSITORY / "tests/e2e/guest_server.py", REPOSITORY / "tests/e2e/guest_server.spec",
-              REPOSITORY / "build/freeze_guestagent.py", REPOSITORY / "build/requirements-guestagent.txt"]  # fmt: skip
-    content = b"".join([await trio.Path(path).read_bytes() for path in inputs])
-    key = hashlib.sha256(content + sys.version.encode()).hexdigest()[:12]
-    trees = cache / "guest-server"
-    tree = trees / key
-    if not await trio.Path(tree).is_dir():
-        await trio.run_process(
-            [sys.executable, REPOSITORY / "build" / "freeze_guestagent.py",
-             "--spec", inputs[1], "--source", REPOSITORY, "--version", key,
-             "--cache", cache / "guestagent", "--output", tree],
-            capture_stdout=True,
-        )  # fmt: skip
-        await trio.to_thread.run_sync(guest_payload.prune, trees, tree)
+    program, spec = REPOSITORY / "tests/e2e/guest_server.py", REPOSITORY / "tests/e2e/guest_server.spec"
+    inputs = [(path.name, await trio.Path(path).read_bytes()) for path in (program, spec)]
+    version = guest_payload.freeze_fingerprint(inputs)
+    tree = cache / "guest-server" / version
+    await guest_payload.obtain_frozen_tree(spec, tree, version, cache, lambda _line: None)
     return tree
 
 

@@ -1,5 +1,5 @@
 """When the Debian root is built, from what, and what is said when it cannot be. mmdebstrap is a script that writes the
-archive; `make -C build guestagent-in-debian-12` runs the real one."""
+archive; the frozen agent's own tests run the real one."""
 
 from __future__ import annotations
 
@@ -80,7 +80,9 @@ async def test_without_mmdebstrap_the_next_step_is_said(programs: Path, tmp_path
         (programs / "mmdebstrap").unlink()
     with pytest.raises(UserError, match="mmdebstrap") as caught:
         await obtain(tmp_path / "cache")
-    assert "apt-get install mmdebstrap" in caught.value.hint
+    assert "same and quick wherever" in caught.value.message
+    for way in ("apt-get install mmdebstrap uidmap", "dnf install mmdebstrap", "HOSTAGENT_GUESTAGENT"):
+        assert way in caught.value.hint
 
 
 def test_the_command_names_the_hosts_sources_or_the_keys_for_the_default_mirror() -> None:

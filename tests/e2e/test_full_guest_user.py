@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from hostagent import paths
 from tests.e2e.test_full_guest import answers
 from tests.e2e.vm import BOOT_SECONDS, CONFIGURATION, Installation, Vm, installation, wait_until
 
@@ -29,15 +30,23 @@ def user() -> Iterator[pwd.struct_passwd]:
         subprocess.run(["userdel", "--remove", USER], check=True, capture_output=True)
 
 
-def shared_cache(vm: Vm, user: pwd.struct_passwd) -> Path:
-    """The user's own cache, with root's image and guest agent in it: built once is enough."""
-    source = Path(vm.at.environment.get("HOSTAGENT_CACHE") or Path.home() / ".cache" / "hostagent")
+def shared_cache(user: pwd.struct_passwd) -> Path:
+    """The user's own cache, with root's image in it and what a guest agent is frozen from, but no guest agent."""
     target = Path(user.pw_dir) / ".cache" / "hostagent"
     target.mkdir(parents=True)
-    for name in ("images", "guestagent"):
-        subprocess.run(["cp", "-a", "--reflink=auto", source / name, target / name], check=True)
+    for source in (paths.cache() / name for name in ("images", "debian-root", "freeze")):
+        if source.exists():  # else the user makes it anew
+            subprocess.run(["cp", "-a", "--reflink=auto", source, target / source.name], check=True)
     subprocess.run(["chown", "-R", f"{user.pw_uid}:{user.pw_gid}", Path(user.pw_dir) / ".cache"], check=True)
     return target
+
+
+def assert_froze_the_same(cache: Path) -> None:
+    """The one guest agent in `cache` has the same bytes as root's of that version."""
+    (frozen,) = (cache / "guestagent").iterdir()
+    command = ["diff", "--recursive", "--no-dereference", frozen, paths.cache() / "guestagent" / frozen.name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +54,12 @@ def theirs(shared_vm: Vm, user: pwd.struct_passwd) -> Iterator[Installation]:
     """The user's hostagent.
 
     The one right left, to read everything, is for this checkout and its Python, which may be in a folder of root's.
+    newuidmap(1), for freezing in a user namespace, gets its own from the file.
     """
-    cache = shared_cache(shared_vm, user)
+    cache = shared_cache(user)
     become = (
         "setpriv", f"--reuid={user.pw_uid}", f"--regid={user.pw_gid}", "--clear-groups",
         "--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search",
-        "--bounding-set=-all,+dac_read_search",
         "env", f"HOME={user.pw_dir}", f"USER={USER}", f"LOGNAME={USER}",
     )  # fmt: skip
     with installation(cache=cache, prefix=become, owner=user.pw_uid) as at:
@@ -62,6 +71,7 @@ def test_all_of_it_works_without_root(shared_vm: Vm, theirs: Installation, user:
     configuration.write_text(CONFIGURATION, encoding="utf-8")
     guest = Vm(theirs, "theirs", configuration)
     guest.up(BOOT_SECONDS)
+    assert_froze_the_same(Path(theirs.environment["HOSTAGENT_CACHE"]))
     owners = {process.username() for process in theirs.processes()}
     assert owners == {USER}
     assert theirs.run("shell", "--", "id", "-un").strip() == USER

@@ -233,21 +233,24 @@ chmod 755 /freeze/dist/agent/agent
 """
 
 
-def freeze_command(folder: Path, output: Path, version: str) -> list[str | Path]:
-    """The script's command line for the sources that put_sources() made; their packages need no fetching."""
-    return [sys.executable, BUILD / "freeze_guestagent.py", "--source", folder / "source", "--spec",
-            folder / "agent.spec", "--root", folder / "root.tar", "--cache", folder / "cache", "--output", output,
-            "--version", version]  # fmt: skip
-
-
-def test_two_freezes_at_once_wait_for_each_other_and_share_the_result(calls: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def command(calls: Path, tmp_path: Path) -> list[str | Path]:
+    """The script's command line to freeze tiny sources, whose packages were fetched, as 1.0 into trees/new."""
     put_sources(tmp_path)
     root_archive(tmp_path / "root.tar", MAKES_A_PROGRAM)
-    cache, output = tmp_path / "cache", tmp_path / "trees" / "new"
+    cache = tmp_path / "cache"
     cache.mkdir()
     freeze_guestagent.locked_packages(cache, cache / "log")
-    command = freeze_command(tmp_path, output, "1.0")
-    with freeze_guestagent.locked(cache / "freeze.lock"):
+    return [sys.executable, BUILD / "freeze_guestagent.py", "--source", tmp_path / "source", "--spec",
+            tmp_path / "agent.spec", "--root", tmp_path / "root.tar", "--cache", cache, "--output",
+            tmp_path / "trees" / "new", "--version", "1.0"]  # fmt: skip
+
+
+def test_two_freezes_at_once_wait_for_each_other_and_share_the_result(
+    command: list[str | Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "trees" / "new"
+    with freeze_guestagent.locked(tmp_path / "cache" / "freeze.lock"):
         freezes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
         for freeze in freezes:
             assert freeze.stdout is not None
@@ -259,15 +262,11 @@ def test_two_freezes_at_once_wait_for_each_other_and_share_the_result(calls: Pat
     assert list(output.parent.iterdir()) == [output]
 
 
-def test_a_tree_of_another_version_is_replaced(calls: Path, tmp_path: Path) -> None:
-    put_sources(tmp_path)
-    root_archive(tmp_path / "root.tar", MAKES_A_PROGRAM)
-    cache, output = tmp_path / "cache", tmp_path / "trees" / "new"
-    cache.mkdir()
-    freeze_guestagent.locked_packages(cache, cache / "log")
+def test_a_tree_of_another_version_is_replaced(command: list[str | Path], tmp_path: Path) -> None:
+    output = tmp_path / "trees" / "new"
     output.mkdir(parents=True)
     (output / "VERSION").write_text("0.9\n")
     (output / "old").touch()
-    subprocess.run(freeze_command(tmp_path, output, "1.0"), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     assert (output / "VERSION").read_text() == "1.0\n"
     assert not (output / "old").exists()

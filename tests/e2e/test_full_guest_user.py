@@ -44,7 +44,8 @@ def shared_cache(user: pwd.struct_passwd) -> Path:
 def assert_froze_the_same(cache: Path) -> None:
     """The one guest agent in `cache` has the same bytes as root's of that version."""
     (frozen,) = (cache / "guestagent").iterdir()
-    command = ["diff", "--recursive", "--no-dereference", frozen, paths.cache() / "guestagent" / frozen.name]
+    roots = paths.cache() / "guestagent" / frozen.name
+    command = ["diff", "--recursive", "--no-dereference", str(frozen), str(roots)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

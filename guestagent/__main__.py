@@ -66,13 +66,20 @@ def serve(channel: str) -> int:
 
 
 def be_agent(channel: str, own_version: str, groups: CommandGroups) -> int:
-    """Be the agent until SIGTERM; the process's exit code."""
+    """Be the agent until SIGTERM; the process's exit code.
+
+    Who stops the agent is the guest's shutdown, nearly always, so the host hears that the ports are gone. They stay
+    where the signal says that our supervisor died: then another agent follows.
+    """
+    import os
     import signal
 
     import trio
 
     from guestagent.agent import GuestAgent
     from guestagent.journal import notify_ready
+
+    supervisor = os.getppid()
 
     async def run() -> None:
         async with trio.open_nursery() as nursery:
@@ -81,6 +88,8 @@ def be_agent(channel: str, own_version: str, groups: CommandGroups) -> int:
                 nursery.start_soon(agent.run)
                 notify_ready()
                 await anext(signals)
+                if os.getppid() == supervisor:
+                    agent.withdraw_ports()
                 nursery.cancel_scope.cancel()
 
     try:

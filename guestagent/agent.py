@@ -154,6 +154,12 @@ class GuestAgent:
         """Write what was said."""
         self._channel.flush()
 
+    def withdraw_ports(self) -> None:
+        """Tell the host that nothing is to be forwarded any more: this guest is about to shut down."""
+        if self._connection.running:
+            self._connection.send(PortsSnapshot((), last=True))
+            self._channel.flush()
+
     def dispatch(self, events: list[Event]) -> None:
         """Act on what the host said."""
         for event in events:

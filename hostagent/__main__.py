@@ -9,7 +9,7 @@ from typing import Final
 import click
 
 from hostagent.cli import cli
-from hostagent.errors import UserError
+from hostagent.errors import EndedBySignalError, UserError
 from hostagent.terminal_output import OutputClosedError, print_error
 
 DONE: Final = 0
@@ -59,6 +59,9 @@ def _status(exc: BaseException) -> int:
         case KeyboardInterrupt() | click.Abort():
             print_error("interrupted")
             return INTERRUPTED
+        case EndedBySignalError():
+            print_error(str(exc))
+            return 128 + exc.number
         case OutputClosedError() | BrokenPipeError():
             # The interpreter flushes once more when it ends: let that go nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,10 +1,10 @@
 """The host agent: one process, one instance, one nursery.
 
-It starts QEMU or takes over a living one, keeps the channel, the forwards and the API, and ends when QEMU ends. When
-it dies, QEMU and the guest go on; `hostagent up` starts the next one, which finds the guest as it is.
+It starts QEMU or takes over a living one, keeps the channel, the forwards and the API, and ends when the guest is off.
+When it dies, QEMU and the guest go on; `hostagent up` starts the next one, which finds the guest as it is.
 
 `Agent` is the place where the parts meet: it hears what the channel says, passes it on, and answers the API. It
-decides nothing about forwards (`forwarder`), processes (`qemu.machine`) or bytes (`channel`).
+decides nothing about forwards (`forwarder`), processes (`power_cycle`) or bytes (`channel`).
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ from hostagent.launch_plan import LaunchPlan
 from hostagent.lifecycle import InstanceState, Phase, PhaseClock, PhaseReport, instance_state
 from hostagent.live_rules import LiveRules
 from hostagent.paths import InstancePaths
-from hostagent.qemu.machine import Machine, StopBounds, attach, start
-from hostagent.qemu.monitor import Monitor, open_monitor
+from hostagent.power_cycle import PowerCycle
+from hostagent.qemu.machine import StopBounds, StopStep
+from hostagent.qemu.qmp import Event
 from hostagent.reverse_forwards import ReverseForwards, most_connections
 from hostagent.serial_log import last_lines
 from protocol import messages
@@ -69,7 +70,7 @@ Announce = Callable[[dict[str, object]], None]
 
 
 class Agent:
-    """One running instance. Implements `running_instance.RunningInstance` and `channel.ChannelObserver`."""
+    """One running instance. A `RunningInstance`, a `ChannelObserver` and a `PowerObserver`."""
 
     def __init__(self, paths: InstancePaths, plan: LaunchPlan, version: str, announce: Announce) -> None:
         self._paths = paths
@@ -91,10 +92,8 @@ class Agent:
         self._phases = PhaseClock()
         self._phase_changed = trio.Event()
         self._started = time.time()
-        self._machine: Machine | None = None
-        self._monitor: Monitor | None = None
+        self._power = PowerCycle(paths, plan.machine(paths), self, self._channel.run)
         self._ready = False
-        self._stopping = False
         self._exited = trio.Event()
         self._answered = trio.Event()
         self._answered.set()
@@ -118,60 +117,47 @@ class Agent:
                 stack.enter_context(self.events.written_to(self._paths.agent_log))
             except OSError as exc:
                 raise UserError(f"{self._paths.agent_log} cannot be written: {exc}", "check its rights") from exc
-            try:
-                machine = await self._obtain_machine()
-            except UserError as exc:
-                self._report(self._phases.fail(trio.current_time(), exc.message))
-                raise
-            async with open_monitor(machine.monitor_socket) as monitor:
-                await self._serve(machine, monitor)
+            if failure := await self._serve():
+                raise failure
 
-    async def _serve(self, machine: Machine, monitor: Monitor) -> None:
-        self._monitor = monitor
+    async def _serve(self) -> UserError | None:
+        """Serve until the machine is off; why it could not be powered, if that is the reason."""
+        failure = None
         async with trio.open_nursery() as nursery:
             await nursery.start(self._forwarder.run)
             await nursery.start(self._reverse.run)
             await nursery.start(serve_api, self, self._paths.api_socket)
-            nursery.start_soon(self._channel.run)
-            nursery.start_soon(self._watch_monitor, monitor)
             nursery.start_soon(self._watch_stalls)
             nursery.start_soon(self._watch_clock)
-            self._begin(Phase.HELLO)
-            self._end_of_machine(await machine.wait_exit())
+            try:
+                self._end_of_machine(await self._power.run())
+            except UserError as exc:
+                failure = exc
+                self._report(self._phases.fail(trio.current_time(), exc.message))
+                self._end("it could not be started")
             with trio.move_on_after(ANSWER_BOUND):
                 await self._answered.wait()
             nursery.cancel_scope.cancel()
-
-    async def _obtain_machine(self) -> Machine:
-        self._begin(Phase.QEMU)
-        machine = attach(self._paths)
-        if machine is None:
-            # What an earlier boot said would be mistaken for this one's last words.
-            self._paths.serial_log.unlink(missing_ok=True)
-            machine = await start(self._plan.machine(self._paths), self._paths)
-            detail = f"{self._plan.accelerator}, pid {machine.identity.pid}"
-        else:
-            detail = f"attached to the running one, pid {machine.identity.pid}"
-        self._machine = machine
-        self._report(self._phases.end(trio.current_time(), detail))
-        return machine
+        return failure
 
     def _end_of_machine(self, status: int | None) -> None:
-        wanted = self._stopping or status == 0
-        if not self._ready and not self._stopping and (phase := self._phases.current) is not None:
+        wanted = self._power.stopping or status == 0
+        if not self._ready and not self._power.stopping and (phase := self._phases.current) is not None:
             lines = "\n".join(last_lines(self._paths.serial_log, CONSOLE_LINES))
             self._report(self._phases.fail(trio.current_time(), f"QEMU ended during {phase}\n{lines}"))
-        self.events.append("state", state=InstanceState.STOPPED, reason="" if wanted else f"QEMU ended ({status})")
+        self._end("" if wanted else f"QEMU ended ({status})")
+
+    def _end(self, reason: str) -> None:
+        self.events.append("state", state=InstanceState.STOPPED, reason=reason)
         self._exited.set()
         self.events.close()
 
     async def stop(self, *, force: bool) -> str:
         """End the guest: ask its agent, then ACPI, then QEMU, then the kernel. Returns what was needed."""
-        machine = self._machine
-        if machine is None:
-            return "not running"
-        if not self._stopping:
-            self._stopping = True
+        if self._exited.is_set():
+            return StopStep.NOT_RUNNING
+        if not self._power.stopping:
+            self._power.stopping = True
             self.events.append("state", state=InstanceState.STOPPING, reason="asked to stop")
         self._answered = trio.Event()
         try:
@@ -179,18 +165,43 @@ class Agent:
                 with trio.move_on_after(GUEST_STOP_BOUND):
                     await self._exited.wait()
                     return "guest agent"
-            bounds = StopBounds(power_button=0) if force else StopBounds()
-            return str(await machine.stop(self._monitor, bounds))
+            return await self._power.stop(StopBounds(power_button=0) if force else StopBounds())
         finally:
             self._answered.set()
 
-    # ------------------------------------------------------------------ watching
+    # ------------------------------------------------------------------ what QEMU does (PowerObserver)
 
-    async def _watch_monitor(self, monitor: Monitor) -> None:
-        async for event in monitor.events():
-            self.events.append("qemu", name=event.name, data=event.data)
-        self._monitor = None  # whoever stops QEMU connects anew
-        self.events.append("log", level="info", message="the connection to QEMU's monitor ended")
+    def qemu_starting(self) -> None:
+        """QEMU is looked for, and started if there is none."""
+        self._begin(Phase.QEMU)
+
+    def qemu_started(self, detail: str) -> None:
+        """QEMU runs: the guest boots or goes on."""
+        self._report(self._phases.end(trio.current_time(), detail))
+        self._begin(Phase.HELLO)
+
+    def qemu_said(self, event: Event) -> None:
+        """An event of the monitor."""
+        self.events.append("qemu", name=event.name, data=event.data)
+
+    def monitor_lost(self, reason: str) -> None:
+        """There is no monitor any more."""
+        self.events.append("log", level="info", message=reason)
+
+    def guest_reset(self) -> None:
+        """The guest boots again, and has no ports until then."""
+        if self._phases.current is not None:
+            self._report(self._phases.end(trio.current_time(), "reset: boots again"))
+        self._forget_ports()
+        self._ready = False
+        self._trouble = "the guest was reset, and boots again"
+        self.events.append("state", state=InstanceState.STARTING, reason=self._trouble)
+
+    def _forget_ports(self) -> None:
+        self._forwarder.replace(())
+        self._forwarder.stall()
+
+    # ------------------------------------------------------------------ watching
 
     async def _watch_stalls(self) -> None:
         """Say once for each phase that it takes too long, with the last lines of the console."""
@@ -219,9 +230,9 @@ class Agent:
         rebooted = self._peer is not None and self._peer.boot_id != peer.boot_id
         self._peer, self._trouble = peer, ""
         self._snapshot = set()
+        self._power.guest_said_hello()
         if rebooted:
-            self._forwarder.replace(())
-            self._forwarder.stall()
+            self._forget_ports()
         self._reverse.start(peer)
         self._channel.send(Clock(time.time_ns()))
         self.events.append("guest", agent="present", version=peer.agent_version, boot_id=peer.boot_id)
@@ -341,7 +352,7 @@ class Agent:
             qemu_runs=not self._exited.is_set(),
             ready=self._ready,
             agent_present=self._channel.running,
-            stopping=self._stopping,
+            stopping=self._power.stopping,
         )
         return {
             "name": self._paths.name,
@@ -356,7 +367,7 @@ class Agent:
             "disk": plan.disk_size,
             "image": plan.image,
             "accelerator": {"name": plan.accelerator, "warning": plan.accelerator_warning},
-            "qemu_pid": self._machine.identity.pid if self._machine else None,
+            "qemu_pid": self._power.pid,
             "phases": {str(phase): round(seconds, 3) for phase, seconds in self._phases.durations.items()},
             "guest_agent": {
                 "present": self._channel.running,

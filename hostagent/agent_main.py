@@ -16,6 +16,8 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Collection
+from functools import partial
 from importlib import metadata
 
 import trio
@@ -25,26 +27,29 @@ from hostagent.errors import UserError
 from hostagent.instance_lock import held_lock
 from hostagent.launch_plan import read_plan
 from hostagent.paths import InstancePaths
-from hostagent.qemu.machine import StopStep
 
 DESCRIPTORS = 65_536
 """Open files that this process wants: both listeners of every port that a guest may have, every stream, and then some.
 The usual limit is 1,024, which a shell keeps for the sake of old programs (select(2))."""
 
 
-async def run_agent(paths: InstancePaths, announce: Announce) -> None:
-    """Run the host agent of one instance until its QEMU ends; raises `UserError` when it cannot be started."""
+async def run_agent(
+    paths: InstancePaths, announce: Announce, *, ended_by: Collection[int] = (signal.SIGTERM, signal.SIGINT)
+) -> None:
+    """Run the host agent of one instance until its machine is off; raises `UserError` when it cannot be started.
+
+    The caller holds the instance's lock (`held_lock`). A signal of `ended_by` stops the guest.
+    """
     plan = read_plan(paths.launch_plan)
     _raise_descriptor_limit()
-    with held_lock(paths):
-        agent = Agent(paths, plan, metadata.version("hostagent"), announce)
-        async with trio.open_nursery() as nursery:
-            await nursery.start(_stop_on_signal, agent, nursery.cancel_scope)
-            # What start-up made lives as long as the process: the collector need not look at it again.
-            gc.collect()
-            gc.freeze()
-            await agent.run()
-            nursery.cancel_scope.cancel()
+    agent = Agent(paths, plan, metadata.version("hostagent"), announce)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_stop_on_signal, agent, ended_by)
+        # What start-up made lives as long as the process: the collector need not look at it again.
+        gc.collect()
+        gc.freeze()
+        await agent.run()
+        nursery.cancel_scope.cancel()
 
 
 def _raise_descriptor_limit() -> None:
@@ -55,21 +60,16 @@ def _raise_descriptor_limit() -> None:
 
 
 async def _stop_on_signal(
-    agent: Agent, run: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    agent: Agent, ended_by: Collection[int], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
 ) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    with trio.open_signal_receiver(*ended_by) as signals:
         task_status.started()
         async with trio.open_nursery() as stops:
             asked = False
             async for _ in signals:
                 # Whoever asks twice does not want to wait for the guest.
-                stops.start_soon(_stop, agent, run, asked or not agent.ready)
+                stops.start_soon(partial(agent.stop, force=asked or not agent.ready))
                 asked = True
-
-
-async def _stop(agent: Agent, run: trio.CancelScope, force: bool) -> None:
-    if await agent.stop(force=force) == StopStep.NOT_RUNNING:
-        run.cancel()  # QEMU is only being started, and a start that is cancelled leaves none behind
 
 
 def _tell_starter(line: dict[str, object]) -> None:
@@ -94,7 +94,9 @@ def main() -> int:
     logging.basicConfig(level=logging.WARNING)
     code = 0
     try:
-        trio.run(lambda: run_agent(InstancePaths.of(sys.argv[1]), _tell_starter))
+        paths = InstancePaths.of(sys.argv[1])
+        with held_lock(paths):
+            trio.run(run_agent, paths, _tell_starter)
     except* UserError as group:
         error = group.exceptions[0]
         while isinstance(error, ExceptionGroup):

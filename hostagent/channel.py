@@ -188,7 +188,7 @@ class Channel:
         try:
             await self._run()
         finally:
-            self._dispatch(self._connection.disconnected("the host agent ends"))
+            self._dispatch(self._connection.disconnected("the channel was closed"))
 
     async def _run(self) -> None:
         pause = RECONNECT_FIRST

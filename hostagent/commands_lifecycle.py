@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 NOT_RUNNING: Final = "not running"
 """What `shutdown.down` returns when there was nothing to stop."""
 
+_ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
+
 
 @click.command("up", help=help_of("up"))
 @click.argument(
@@ -32,14 +36,17 @@ def up_command(configuration: str | None, name: str | None, foreground: bool, as
     """Run `hostagent up`."""
     from hostagent import startup, startup_display
 
+    # A SIGHUP that was ignored before, by nohup(1), stays so.
+    ended_by = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    bring_up = partial(startup.up, configuration, name=name, foreground=foreground, ended_by=ended_by)
     if as_json:
-        paths = startup.up(configuration, name=name, foreground=foreground, show=startup_display.show_json)
+        paths = bring_up(show=startup_display.show_json)
         if not foreground:
             print_json({"event": "ports", "ports": _ports(paths)}, one_line=True)
         return
     make_display = startup_display.LiveDisplay if can_redraw() else startup_display.PlainDisplay
     with make_display(foreground=foreground) as display:
-        paths = startup.up(configuration, name=name, foreground=foreground, show=display.show)
+        paths = bring_up(show=display.show)
     if not foreground:
         from hostagent.cli_views import port_lines
 

@@ -18,3 +18,11 @@ class UserError(Exception):
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})"
+
+
+class EndedBySignalError(Exception):
+    """A signal asked for the end, and what was under way was undone; exit code 128 + `number`, as a shell shows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"ended by signal {number}")
+        self.number = number

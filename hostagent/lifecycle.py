@@ -1,4 +1,4 @@
-"""The phases of a start, and the states of an instance: pure, with the time as an argument.
+"""The phases of a start, what follows an end, and the states of an instance: pure, with the time as an argument.
 
 A start is a fixed row of phases, each timed and shown. A phase that takes longer than anybody should expect is
 *stalled*: that is said once, with how long it has lasted, and changes nothing else, since slow machines exist.
@@ -109,6 +109,32 @@ class PhaseClock:
         assert self._current is not None
         self._stalled = True
         return PhaseReport(self._current, PhaseState.STALLED, now - self._began, detail)
+
+
+RESETS = frozenset({"guest-reset", "host-qmp-system-reset"})
+"""Reasons of QEMU's SHUTDOWN event that mean a reset (ShutdownCause in QEMU's qapi/run-state.json)."""
+
+MOST_RESETS = 5
+"""Resets in a row, without a hello in between, after which the guest is not booted again. Some distributions restart
+once in the middle of their first boot; a kernel that panics and restarts would go on for ever."""
+
+
+class AfterEnd(enum.StrEnum):
+    """What follows when QEMU has ended."""
+
+    BOOT_AGAIN = "boot again"
+    OFF = "off"
+    GIVE_UP = "give up"
+
+
+def after_end(reason: str, *, stopping: bool, resets: int) -> AfterEnd:
+    """What follows from QEMU's end for `reason`, as its SHUTDOWN event says it; empty when there was none.
+
+    `resets` is how often in a row, this time included, it ended before the guest agent said hello.
+    """
+    if stopping or reason not in RESETS:
+        return AfterEnd.OFF
+    return AfterEnd.BOOT_AGAIN if resets <= MOST_RESETS else AfterEnd.GIVE_UP
 
 
 def instance_state(*, qemu_runs: bool, ready: bool, agent_present: bool, stopping: bool) -> InstanceState:

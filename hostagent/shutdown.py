@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import time
+from collections.abc import Callable
 
 import trio
 
 from hostagent.api_client import ApiClient
+from hostagent.errors import UserError
 from hostagent.instance_lock import is_locked
 from hostagent.paths import InstancePaths
 from hostagent.phases import Show
@@ -15,24 +18,37 @@ from hostagent.qemu.machine import StopBounds, attach
 END_BOUND = 10.0
 """Seconds that a host agent whose guest is off may take to end."""
 
-_END_INTERVAL = 0.01
+API_BOUND = 10.0
+"""Seconds between a host agent's start and its first answer, on a busy machine."""
+
+_INTERVAL = 0.01
 
 
 def down(paths: InstancePaths, *, force: bool, show: Show) -> str:
     """End the instance; returns what was needed, "not running" when it did not run. Raises `UserError`."""
     if is_locked(paths.lock):
         show({"event": "notice", "message": f"stopping {paths.name}"})
+        _wait(lambda: _answers(paths) or not is_locked(paths.lock), API_BOUND)
         needed = ApiClient(paths).stop(force=force)
-        _wait_for_end(paths)
+        # It answers before it ends, and until then `up` would say that it runs.
+        _wait(lambda: not is_locked(paths.lock), END_BOUND)
         return needed
+    if is_locked(paths.up_lock):
+        raise UserError(f"{paths.name} is being prepared", "wait until it is up, or interrupt that `hostagent up`")
     return trio.run(_stop_orphan, paths, force)
 
 
-def _wait_for_end(paths: InstancePaths) -> None:
-    """Return when the host agent is gone: it answers before it ends, and until then `up` would say that it runs."""
-    deadline = time.monotonic() + END_BOUND
-    while is_locked(paths.lock) and time.monotonic() < deadline:
-        time.sleep(_END_INTERVAL)  # flock(2) knows no wait with a bound
+def _answers(paths: InstancePaths) -> bool:
+    """Whether the host agent takes connections: it holds the lock a moment earlier."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
+        return client.connect_ex(str(paths.api_socket)) == 0
+
+
+def _wait(condition: Callable[[], bool], bound: float) -> None:
+    """Return when `condition` is true, or after `bound` seconds. flock(2) knows no wait with a bound."""
+    deadline = time.monotonic() + bound
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(_INTERVAL)
 
 
 async def _stop_orphan(paths: InstancePaths, force: bool) -> str:

@@ -12,16 +12,18 @@ it running. An instance whose host agent died gets a new one, and its guest noti
 from __future__ import annotations
 
 import shutil
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+from functools import partial
 
 import trio
 
 from hostagent.agent_main import run_agent
 from hostagent.agent_process import start_agent
 from hostagent.config.resolved import dump_resolved
-from hostagent.errors import UserError
-from hostagent.instance_lock import is_locked, try_lock
+from hostagent.errors import EndedBySignalError, UserError
+from hostagent.instance_lock import held_lock, is_locked, try_lock
 from hostagent.launch_plan import write_plan
 from hostagent.lifecycle import Phase
 from hostagent.paths import InstancePaths, cache, home
@@ -30,24 +32,53 @@ from hostagent.preparation import prepare
 from hostagent.qemu.machine import attach
 from hostagent.startup_request import StartupRequest, startup_request
 
+FOREGROUND_ENDED_BY = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Stop the guest of an `up --foreground`: the last one when its terminal goes."""
+
 _LOCK_INTERVAL = 0.2
 
 
-def up(argument: str | None, *, name: str | None, foreground: bool, show: Show) -> InstancePaths:
-    """Bring an instance up and return its paths; raises `UserError`. Ctrl-C leaves nothing half done behind."""
+def up(
+    argument: str | None, *, name: str | None, foreground: bool, show: Show, ended_by: Collection[int] = ()
+) -> InstancePaths:
+    """Bring an instance up and return its paths; raises `UserError`.
+
+    Ctrl-C leaves nothing half done behind, and neither does a signal of `ended_by`, which raises `EndedBySignalError`.
+    """
     phases = ShownPhases(show)
     with phases.shown(Phase.VALIDATE) as detail:
         request = startup_request(argument, name)
         detail.append(request.paths.name)
     for warning in request.loaded.warnings:
         phases.warn(warning.described(argument or request.paths.name))
-    trio.run(_up, request, phases, foreground, show)
+    trio.run(_unless_ended, partial(_up, request, phases, foreground, show), ended_by)
     return request.paths
+
+
+async def _unless_ended(work: Callable[[], Awaitable[None]], ended_by: Collection[int]) -> None:
+    if not ended_by:
+        await work()
+        return
+    received: int | None = None
+    with trio.open_signal_receiver(*ended_by) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def listen() -> None:
+                nonlocal received
+                received = await anext(signals)
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(listen)
+            await work()
+            received = None  # too late: it is up
+            nursery.cancel_scope.cancel()
+    if received is not None:
+        raise EndedBySignalError(received)
 
 
 async def _up(request: StartupRequest, phases: ShownPhases, foreground: bool, show: Show) -> None:
     paths = request.paths
-    with _folder(paths) as used:
+    with _folder(paths) as used, ExitStack() as kept:
         async with _prepare_alone(paths, show):
             if is_locked(paths.lock):
                 used.append(paths)
@@ -60,11 +91,13 @@ async def _up(request: StartupRequest, phases: ShownPhases, foreground: bool, sh
                 paths.config.write_text(request.loaded.text, encoding="utf-8")
                 paths.resolved_config.write_text(dump_resolved(request.loaded.config), encoding="utf-8")
                 write_plan(paths.launch_plan, plan)
-            if not foreground:
+            if foreground:
+                kept.enter_context(held_lock(paths))  # before the other lock is free
+            else:
                 await start_agent(paths, show)
         used.append(paths)
         if foreground:
-            await run_agent(paths, show)
+            await run_agent(paths, show, ended_by=FOREGROUND_ENDED_BY)
 
 
 def _say_running(request: StartupRequest, show: Show) -> None:

@@ -23,6 +23,8 @@ What a machine is made of, and why:
 - The channel and the monitor are *inherited listening sockets* (`fd=`). They accept connections before QEMU runs at
   all, so nobody ever waits for a socket file to appear, and when QEMU dies its clients see the end at once.
 - The serial log is opened with O_APPEND (`append=on`): whoever watches its size may truncate it while QEMU writes.
+- A guest that resets ends its QEMU (`-no-reboot`), and a new one is started: under TCG a reset QEMU needs six times as
+  long for a boot as a new one (power_cycle.py).
 - No `-daemonize` and no `-pidfile`: the first loses everything that QEMU says later, the second names a process only
   after QEMU has initialised. `machine.py` detaches and records the process by itself.
 
@@ -154,6 +156,7 @@ def arguments(spec: MachineSpec, listeners: Listeners) -> list[str]:
         "-smp", str(spec.cpus),
         "-m", f"{-(-spec.memory // MIB)}M",
         "-rtc", "base=utc",
+        "-no-reboot",
         *_boot_arguments(spec),
         *_disk_arguments(spec),
         *_network_arguments(spec),

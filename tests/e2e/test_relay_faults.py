@@ -142,6 +142,21 @@ async def test_garbage_in_the_channel(tiny: SharedGuest, toward: str, size: int)
         await break_under_load(tiny, host, f"{size} bytes of garbage to the {toward}", write)
 
 
+async def test_a_guest_agent_that_is_stopped_takes_its_forwards_along(tiny: SharedGuest, host: HostSide) -> None:
+    """As when the guest shuts down: nobody knows whether another agent will come."""
+    port = await tiny.server.tcp("banner", "127.0.0.1")
+    await host.listening(port)
+    generations = host.generations
+    agent = await tiny.server.agent()
+    began = time.monotonic()
+    await tiny.server.run(f"kill {agent['parent']}")
+    await host.gone(port)
+    print(f"gone {time.monotonic() - began:.2f} s after the SIGTERM")
+    await host.ready(after=generations, seconds=SUPERVISOR_BACK)
+    await host.listening(port)
+    await tiny.server.close(port)
+
+
 @pytest.mark.parametrize("terminal", [None, TerminalSize(24, 80)], ids=["pipes", "terminal"])
 async def test_commands_of_a_killed_agent_end_and_what_is_in_the_background_stays(
     tiny: SharedGuest, host: HostSide, terminal: TerminalSize | None

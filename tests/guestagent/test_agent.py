@@ -46,6 +46,15 @@ def ports(count: int) -> frozenset[Port]:
     return frozenset(Port(Protocol.TCP, "127.0.0.1", number) for number in range(1, count + 1))
 
 
+async def test_an_agent_that_is_stopped_withdraws_its_ports(both: tuple[GuestAgent, HostEnd]) -> None:
+    agent, host = both
+    await settled(host)
+    agent.withdraw_ports()
+    assert await host.message(PortsSnapshot) == PortsSnapshot((), last=True)
+    host.cut()
+    agent.withdraw_ports()  # nobody is there to be told
+
+
 def test_the_guest_is_described_by_system_and_kernel(tmp_path: Path) -> None:
     (tmp_path / "os-release").write_text('NAME="Debian"\nPRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\n')
     assert describe_guest(tmp_path / "os-release") == f"Debian GNU/Linux 12 (bookworm), Linux {os.uname().release}"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,12 @@ def started(home: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]
     monkeypatch.setenv("HOSTAGENT_HOME", str(home))
 
     def up(
-        argument: str | None, *, name: str | None, foreground: bool, show: Callable[[dict[str, object]], None]
+        argument: str | None,
+        *,
+        name: str | None,
+        foreground: bool,
+        show: Callable[[dict[str, object]], None],
+        ended_by: Collection[int],
     ) -> InstancePaths:
         asked.append({"argument": argument, "name": name, "foreground": foreground})
         show(dict(PHASE))

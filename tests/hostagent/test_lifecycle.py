@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from hostagent.lifecycle import InstanceState, Phase, PhaseClock, PhaseState, instance_state
+from hostagent.lifecycle import (
+    MOST_RESETS,
+    AfterEnd,
+    InstanceState,
+    Phase,
+    PhaseClock,
+    PhaseState,
+    after_end,
+    instance_state,
+)
 
 
 def test_a_phase_is_timed_from_its_beginning_to_its_end() -> None:
@@ -43,6 +52,25 @@ def test_a_failed_phase_has_no_duration() -> None:
     clock.begin(Phase.QEMU, 0.0)
     assert clock.fail(1.0, "no such machine").state is PhaseState.FAILED
     assert clock.durations == {}
+
+
+@pytest.mark.parametrize(
+    ("reason", "stopping", "resets", "follows"),
+    [
+        ("guest-reset", False, 1, AfterEnd.BOOT_AGAIN),
+        ("guest-reset", False, MOST_RESETS, AfterEnd.BOOT_AGAIN),
+        ("guest-reset", False, MOST_RESETS + 1, AfterEnd.GIVE_UP),
+        ("guest-reset", True, 1, AfterEnd.OFF),
+        ("host-qmp-system-reset", False, 1, AfterEnd.BOOT_AGAIN),
+        ("guest-shutdown", False, 1, AfterEnd.OFF),
+        ("host-qmp-quit", False, 1, AfterEnd.OFF),
+        ("", False, 1, AfterEnd.OFF),
+    ],
+)
+def test_only_a_reset_that_nobody_else_ended_is_followed_by_a_boot(
+    reason: str, stopping: bool, resets: int, follows: AfterEnd
+) -> None:
+    assert after_end(reason, stopping=stopping, resets=resets) is follows
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,28 @@ async def test_one_that_does_not_run(paths: InstancePaths, force: bool) -> None:
     assert await take_down(paths, force=force) == ("not running", [])
 
 
-async def test_a_host_agent_that_does_not_answer_yet(paths: InstancePaths) -> None:
+async def test_a_host_agent_that_never_answers(paths: InstancePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutdown, "API_BOUND", 0.05)
     with try_lock(paths.lock), pytest.raises(UserError):
+        await take_down(paths, force=False)
+
+
+async def test_one_that_is_only_starting(paths: InstancePaths) -> None:
+    paths.api_socket.touch()  # of one that was killed
+    async with living_qemu(paths) as qemu:
+        qemu.guest.kill()  # it boots for ever
+
+        async def start() -> None:
+            with pytest.raises(UserError, match="before the instance was ready"):
+                await start_agent(paths, lambda _: None)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(start)
+            await eventually(lambda: is_locked(paths.lock))
+            assert await take_down(paths, force=True) == ("quit", ["stopping web"])
+        await qemu.process.wait()
+
+
+async def test_one_that_is_being_prepared(paths: InstancePaths) -> None:
+    with try_lock(paths.up_lock), pytest.raises(UserError, match="is being prepared"):
         await take_down(paths, force=False)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+import signal
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -15,10 +18,12 @@ import trio
 from hostagent import startup
 from hostagent.errors import UserError
 from hostagent.instance_lock import is_locked, try_lock
+from hostagent.launch_plan import LaunchPlan
 from hostagent.paths import InstancePaths
 from hostagent.startup import up
+from tests.fakes.command_line import running
 from tests.fakes.connected_channel import BOUND, eventually
-from tests.fakes.instance_folder import instance_folder
+from tests.fakes.instance_folder import PLAN, instance_folder
 from tests.fakes.living_qemu import LivingQemu, living_qemu
 
 CONFIG = "images: [{build: debian-12}]\n"
@@ -219,3 +224,82 @@ async def test_one_that_waited_for_one_that_failed_takes_its_place(
             await eventually(lambda: bool(shown.messages("notice")))
             shutil.rmtree(paths.directory)
     assert attempts == [True]
+
+
+@contextmanager
+def command(paths: InstancePaths, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The real `hostagent up web`, which finds a QEMU to take over."""
+    arguments = ["up", "web", "--json", *options]
+    with running(*arguments, home=paths.directory.parent) as process:
+        yield process
+
+
+async def boots(process: subprocess.Popen[bytes]) -> None:
+    """Return when it has said that the guest boots."""
+    output = process.stdout
+    assert output is not None
+
+    def read() -> bool:
+        return any((line.get("phase"), line.get("state")) == ("hello", "started") for line in map(json.loads, output))
+
+    with trio.fail_after(BOUND):
+        assert await trio.to_thread.run_sync(read)
+
+
+async def exit_status(process: subprocess.Popen[bytes]) -> int:
+    with trio.fail_after(BOUND):
+        return await trio.to_thread.run_sync(process.wait)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+async def test_a_signal_ends_a_boot_with_all_its_processes(paths: InstancePaths, number: signal.Signals) -> None:
+    instance()
+    async with living_qemu(paths) as qemu:
+        qemu.guest.kill()  # it boots for ever
+        with command(paths) as process:
+            await boots(process)
+            process.send_signal(number)
+            assert await exit_status(process) == 128 + number
+            assert process.stderr is not None
+            assert b"Traceback" not in process.stderr.read()
+        await qemu.process.wait()
+    assert not is_locked(paths.lock)
+
+
+async def test_in_the_foreground_there_is_no_moment_without_a_lock(paths: InstancePaths) -> None:
+    instance()
+    async with living_qemu(paths) as qemu:
+        qemu.guest.kill()
+        with command(paths, "--foreground") as process:
+            await boots(process)
+            assert is_locked(paths.lock)
+            assert not is_locked(paths.up_lock)
+            process.send_signal(signal.SIGHUP)  # its terminal was closed
+            assert await exit_status(process) == 0
+        await qemu.process.wait()
+
+
+def test_the_foreground_holds_its_lock_before_the_other_is_free(
+    paths: InstancePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    async def run(paths: InstancePaths, *_: object, **__: object) -> None:
+        seen.append((is_locked(paths.lock), is_locked(paths.up_lock)))
+
+    @asynccontextmanager
+    async def prepare_alone(paths: InstancePaths, show: object) -> AsyncIterator[None]:
+        async with real(paths, show):  # type: ignore[arg-type]
+            yield
+            seen.append((is_locked(paths.lock), is_locked(paths.up_lock)))
+
+    async def plan(*_: object) -> LaunchPlan:
+        return PLAN
+
+    real = startup._prepare_alone
+    monkeypatch.setattr(startup, "_prepare_alone", prepare_alone)
+    monkeypatch.setattr(startup, "prepare", plan)
+    monkeypatch.setattr(startup, "run_agent", run)
+    up("web.yaml", name=None, foreground=True, show=Shown())
+    assert seen == [(True, True), (True, False)]
+    assert not is_locked(paths.lock)

@@ -55,6 +55,7 @@ FULL = """\
 -smp 2
 -m 512M
 -rtc base=utc
+-no-reboot
 -object iothread,id=disk-thread
 -blockdev {"driver": "qcow2", "node-name": "disk", "discard": "unmap", "detect-zeroes": "unmap", \
 "file": {"driver": "file", "filename": "/vm/disk.qcow2"}}

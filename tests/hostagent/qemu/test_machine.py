@@ -22,17 +22,7 @@ from hostagent.qemu.command_line import MIB, AcceleratorName, Architecture, Disk
 from hostagent.qemu.machine import Machine, StopBounds, StopStep, attach, start
 from hostagent.qemu.monitor import open_monitor
 from hostagent.qemu.pid_file import HeldPidFile, ProcessIdentity
-
-GUEST = bytes.fromhex(
-    "66b840f80080baf80c66efbafc0c66b80106000066ef"  # PCI 0:1f.0, 0x40 = 0x601: ACPI registers at port 0x600
-    "66b844f80080baf80c66efbafc0cb080ee"  # 0x44 = 0x80: enabled
-    "ba0206b80001ef"  # port 0x602 = 0x100: the power button shall be noticed
-    "baf803b068eeb069ee"  # port 0x3f8 = "hi": the serial console
-    "ba0006edf6c40174f7"  # until bit 8 of port 0x600 is set: it was pressed
-    "ba0406b80020ef"  # port 0x604 = 0x2000: soft off
-    "f4ebfd"  # 2: hlt; jmp 2b
-)
-RESET = bytes.fromhex("ea000000f0")  # ljmp $0xf000,$0
+from tests.fakes.firmware import POWER_BUTTON
 
 
 @pytest.fixture
@@ -43,7 +33,7 @@ def paths(tmp_path: Path) -> InstancePaths:
 @pytest.fixture
 def spec(paths: InstancePaths) -> MachineSpec:
     firmware = paths.directory / "firmware"
-    firmware.write_bytes(GUEST.ljust(65520, b"\0") + RESET.ljust(16, b"\0"))
+    firmware.write_bytes(POWER_BUTTON)
     return MachineSpec(
         name="box",
         architecture=Architecture.X86_64,

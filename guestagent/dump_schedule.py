@@ -23,7 +23,8 @@ SHORTEST_GAP, LONGEST_GAP = 0.005, 0.05
 RESCANS = (0.002, 0.01, 0.05)
 """Seconds after a wake-up's look at which to look again."""
 
-RESCAN_AFTER_FIND = RESCANS[1]
+RESCAN_AFTER_FIND = 0.03
+"""Seconds after a look that found something until the next: when whoever waited for the port has been let through."""
 
 SAFETY_TICK, IDLE_TICK, POLL_TICK = 5.0, 30.0, 0.25
 """Seconds between looks that nothing asks for: with live events, after long quiet, and without live events.

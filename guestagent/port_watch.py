@@ -33,8 +33,9 @@ from guestagent.wakeup_tracefs import TracefsSource
 from guestagent.wakeups import Source, keep_open
 from protocol.ports import Port, PortChange, PortOwner, Protocol, WakeupSource
 
-OWNER_DELAY = 0.005
-"""Seconds from a port's opening to the search for its owner: the news itself goes first, and a burst is one search."""
+OWNER_DELAY = 0.03
+"""Seconds from a port's opening to the search for its owner: the news itself and the first client go first, and a burst
+is one search."""
 
 OWNER_REST = 10
 """How many times as long as a search took the next one has to wait: searching takes at most a tenth of the time."""

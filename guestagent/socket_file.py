@@ -1,7 +1,8 @@
 """Unix sockets in the guest's file system, made for the host.
 
 The file of a dead process is in the way of the next one: nothing removes it. It is replaced if it is a socket and
-connect(2) says ECONNREFUSED, which is what says that nobody listens (unix(7)). Whatever else is there stays.
+connect(2) says ECONNREFUSED, which is what says that nobody listens (unix(7)). A new program's socket says the same
+between bind(2) and listen(2), so a fresh file is left for the next try. Whatever else is there stays.
 
 Nobody can connect before mode and owner are right: the mode is that of the unbound socket (`unix_bind_bsd` in
 net/unix/af_unix.c takes it from there), so only root can until the owner has it, and the owner is set on the file that
@@ -16,12 +17,16 @@ import errno
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from guestagent.account import find_account
 from protocol.listener_messages import UnixAddress
+
+FRESH = 1.0
+"""Seconds for which a file may belong to a program that is about to listen."""
 
 
 class SocketFileError(OSError):
@@ -83,11 +88,12 @@ def _bind(sock: socket.socket, path: Path) -> None:
 
 def _remove_stale(path: Path) -> None:
     """Remove the socket of a dead process; raises `SocketFileError` where anything else is."""
-    if not stat.S_ISSOCK(path.lstat().st_mode):
+    found = path.lstat()
+    if not stat.S_ISSOCK(found.st_mode):
         raise SocketFileError(errno.EADDRINUSE, f"{path} is there, and no socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         error = probe.connect_ex(str(path))
-    if error != errno.ECONNREFUSED:
+    if error != errno.ECONNREFUSED or 0 <= time.time() - found.st_mtime < FRESH:
         raise SocketFileError(errno.EADDRINUSE, f"{path} is in use by another program")
     path.unlink()
 

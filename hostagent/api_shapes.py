@@ -60,7 +60,7 @@ class PortShape(TypedDict):
     protocol: str
     """"tcp", "udp" or "unix"."""
     host: list[EndpointShape | SocketShape]
-    """Where it listens, or would; empty when no rule forwards it."""
+    """Where it listens, or would; empty when no rule forwards it. Of a reverse one: where it leads to."""
     guest: EndpointShape | SocketShape
     kind: str
     """"socket", "nat" or "service" for a port that the guest opened; "static" or "reverse" for what a rule makes."""

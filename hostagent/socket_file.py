@@ -2,8 +2,8 @@
 
 Only the user may connect: the file's mode is 0600, from the first moment on (`unix_bind_bsd` in net/unix/af_unix.c
 takes it from the unbound socket), and a folder that has to be made is 0700. The file of a dead process, which nothing
-removes, is replaced: it is a socket, and connect(2) says ECONNREFUSED (unix(7)). Anything else in the way stays, and
-the forward is in conflict with it.
+removes, is replaced: it is a socket, and connect(2) says ECONNREFUSED (unix(7)). A new program's socket says the same
+between bind(2) and listen(2), so a fresh file is left for the next try. Anything else in the way stays.
 """
 
 from __future__ import annotations
@@ -13,9 +13,13 @@ import errno
 import os
 import socket
 import stat
+import time
 from pathlib import Path
 
 BACKLOG = 1_024
+FRESH = 1.0
+"""Seconds for which a file may belong to a program that is about to listen."""
+
 _OWNER_ONLY = 0o600
 
 
@@ -65,10 +69,11 @@ def listen_at(path: str) -> SocketFileListener:
 
 def _remove_stale(path: Path) -> None:
     """Remove the socket of a dead process; raises `OSError` where anything else is."""
-    if not stat.S_ISSOCK(path.lstat().st_mode):
+    found = path.lstat()
+    if not stat.S_ISSOCK(found.st_mode):
         raise OSError(errno.EEXIST, "is there, and no socket: move it away, or change hostSocket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
         error = probe.connect_ex(str(path))
-    if error != errno.ECONNREFUSED:
+    if error != errno.ECONNREFUSED or 0 <= time.time() - found.st_mtime < FRESH:
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
     path.unlink()

@@ -54,6 +54,7 @@ def test_the_file_of_a_dead_process_is_replaced(sock: socket.socket, tmp_path: P
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
+    os.utime(path, (0, 0))
     old = path.stat().st_ino
     keeper = path.with_name("keeper")
     os.link(path, keeper)  # so that the number is not used again
@@ -69,6 +70,16 @@ def test_a_socket_on_which_somebody_listens_stays(sock: socket.socket, tmp_path:
         with pytest.raises(SocketFileError, match="in use by another program") as caught:
             bind_socket_file(sock, UnixAddress(str(path), 0o600, USER))
         assert caught.value.errno == errno.EADDRINUSE
+        client.connect(str(path))
+
+
+def test_a_socket_of_a_program_that_is_about_to_listen_stays(sock: socket.socket, tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as starting, socket.socket(socket.AF_UNIX) as client:
+        starting.bind(str(path))
+        with pytest.raises(SocketFileError, match="in use"):
+            bind_socket_file(sock, UnixAddress(str(path), 0o600, USER))
+        starting.listen()
         client.connect(str(path))
 
 

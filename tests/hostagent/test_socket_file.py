@@ -30,6 +30,7 @@ def test_the_file_of_a_dead_process_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
+    os.utime(path, (0, 0))
     with listen_at(str(path)), socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
 
@@ -40,6 +41,16 @@ def test_a_socket_on_which_somebody_listens_stays(tmp_path: Path) -> None:
         with nothing_left_open(), pytest.raises(OSError, match="in use") as caught:
             listen_at(str(path))
         assert caught.value.errno == errno.EADDRINUSE
+        client.connect(str(path))
+
+
+def test_a_socket_of_a_program_that_is_about_to_listen_stays(tmp_path: Path) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as starting, socket.socket(socket.AF_UNIX) as client:
+        starting.bind(str(path))
+        with nothing_left_open(), pytest.raises(OSError, match="in use"):
+            listen_at(str(path))
+        starting.listen()
         client.connect(str(path))
 
 

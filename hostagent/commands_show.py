@@ -15,6 +15,7 @@ from hostagent.errors import UserError
 from hostagent.instances import find_instance, list_instances
 from hostagent.lifecycle import InstanceState
 from hostagent.terminal_output import can_redraw, colour, print_json, print_lines, width
+from hostagent.terminal_redraw import redrawn_lines
 
 if TYPE_CHECKING:
     from hostagent.api_shapes import Instance, PortShape
@@ -88,15 +89,9 @@ def _print_changes(listings: Iterable[list[PortShape]]) -> None:
 
 def _redraw(listings: Iterable[list[PortShape]]) -> None:
     """Draw every listing over the one before it, line by line, so that nothing flickers."""
-    from rich.console import Console
-    from rich.live import Live
-    from rich.text import Text
-
-    console = Console(highlight=False)
-    with Live(console=console, auto_refresh=False) as live:
+    with redrawn_lines() as screen:
         for ports in listings:
-            lines = port_lines(ports, width=console.width, colour=colour())
-            live.update(Text.from_ansi("\n".join(lines), no_wrap=True), refresh=True)
+            screen.show(port_lines(ports, width=width(), colour=colour()))
 
 
 def _shape(summary: InstanceSummary) -> Instance:

@@ -78,6 +78,14 @@ class Terminal:
         shown, self.seen = self.seen.split(text, 1)
         return shown
 
+    def rest(self) -> bytes:
+        """Everything that the program shows until it ends."""
+        while self.process.poll() is None or select.select([self.near], [], [], 0)[0]:
+            if select.select([self.near], [], [], 0.05)[0]:
+                self.seen += os.read(self.near, 65_536)
+        shown, self.seen = self.seen, b""
+        return shown
+
     def end(self) -> int:
         """Wait for the program; its exit status."""
         return self.process.wait(timeout=BOUND)

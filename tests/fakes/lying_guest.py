@@ -17,7 +17,7 @@ import trio
 from hostagent.paths import InstancePaths
 from hostagent.qemu.pid_file import ProcessIdentity, hold_pid_file
 from protocol.codec import decode_untrusted, encode
-from protocol.framing import FrameDecoder, FrameEncoder, Preamble, PreambleKind, generation_seed
+from protocol.framing import FrameDecoder, FrameEncoder, PeerGaveUpError, Preamble, PreambleKind, generation_seed
 from protocol.limits import PROTOCOL_VERSIONS
 from protocol.messages import Hello, Message
 from tests.fakes.qmp_server import qmp_server
@@ -37,6 +37,8 @@ class LyingGuest:
         self._stream: trio.SocketStream | None = None
         self._decoder = FrameDecoder()
         self._encoder = FrameEncoder(0)
+        self.ends = 0
+        """How often the host gave up a generation, or asked for one."""
         self.heard: list[Message] = []
         """What the host said in this generation, as far as it was read."""
 
@@ -99,15 +101,24 @@ class LyingGuest:
     async def listen(self) -> None:
         """Read once, and take what came: a SYNC is answered. Raises `EOFError` at the end of the connection."""
         self._decoder.receive_data(await self._read())
-        for item in self._decoder.items_untrusted():
-            if isinstance(item, bytes):
-                self.heard.append(decode_untrusted(item))
-            elif item.kind is PreambleKind.SYNC:
-                seed = generation_seed(item.marker, MARKER)
-                self._decoder.begin(seed)
-                self._encoder = FrameEncoder(seed)
-                self.heard.clear()
-                await self.say_bytes(Preamble(PreambleKind.ANSWER, MARKER, item.marker).encode())
+        while True:
+            try:
+                for item in self._decoder.items_untrusted():
+                    await self._take(item)
+                break
+            except PeerGaveUpError:
+                self.ends += 1
+
+    async def _take(self, item: bytes | Preamble) -> None:
+        if isinstance(item, bytes):
+            self.heard.append(decode_untrusted(item))
+        elif item.kind is PreambleKind.SYNC:
+            self.ends += 1
+            seed = generation_seed(item.marker, MARKER)
+            self._decoder.begin(seed)
+            self._encoder = FrameEncoder(seed)
+            self.heard.clear()
+            await self.say_bytes(Preamble(PreambleKind.ANSWER, MARKER, item.marker).encode())
 
     async def _read(self) -> bytes:
         assert self._stream is not None, "the host is not connected"
@@ -117,13 +128,15 @@ class LyingGuest:
             raise EOFError
         return bytes(data)
 
-    async def is_cut_off(self) -> bool:
-        """Read until the host closes the line; whether it did."""
+    async def is_over(self) -> bool:
+        """Read until the host has ended the generation: it says so, asks for another one, or closes the line."""
+        before = self.ends
         try:
-            while True:
+            while self.ends == before:
                 await self.listen()
         except (trio.BrokenResourceError, EOFError):
-            return True
+            await self.hang_up()
+        return True
 
 
 class HostAgentProcess:

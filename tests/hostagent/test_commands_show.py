@@ -14,7 +14,10 @@ from hostagent.instance_lock import try_lock
 from tests.documents import problems
 from tests.fakes.command_line import BOUND, COMMAND, on_terminal, run, running
 from tests.fakes.running_instance import web_forward
+from tests.fakes.screen import Screen
 from tests.fakes.served_instance import ServedInstance, served_in_thread
+
+FRAME_END = b"\x1b[?2026l"
 
 
 @pytest.fixture
@@ -74,16 +77,32 @@ def test_watching_as_json_is_a_listing_a_line(served: ServedInstance, home: Path
         assert process.wait(BOUND) == 0
 
 
-def test_watching_on_a_terminal_redraws_without_clearing(served: ServedInstance, home: Path) -> None:
+def test_watching_on_a_terminal_redraws_in_place(served: ServedInstance, home: Path) -> None:
+    screen = Screen(30, 100)
     with on_terminal(*COMMAND, "ports", "--watch", home=home) as terminal:
-        shown = terminal.expect(b"listening")
+        shown = terminal.expect(FRAME_END)
+        screen.write(shown.decode())
+        assert [line.split()[0] for line in screen.lines] == ["STATE", "listening"]
         block(served)
-        shown += terminal.expect(b"conflict")
+        shown += terminal.expect(FRAME_END)
         terminal.type(b"\x03")
         shown += terminal.expect(b"interrupted")
         assert terminal.end() == 130
-        assert b"\x1b[2J" not in shown
-        assert b"\x1b[1A" in shown, "the second table is drawn over the first"
+    assert b"\x1b[2" not in shown.replace(b"\x1b[2A", b""), "nothing is erased before it is drawn"
+    assert shown.count(b"\x1b[?25l") == shown.count(b"\x1b[?25h") == 1, "the cursor is back"
+    screen = Screen(30, 100)
+    screen.write(shown.decode().split("^C")[0])
+    assert [line.split()[:2] for line in screen.lines][:2] == [["STATE", "HOST"], ["conflict", "localhost:8080"]]
+
+
+def test_a_table_that_is_taller_than_the_terminal_is_cut(served: ServedInstance, home: Path) -> None:
+    served.call(lambda: served.instance.listed.extend(web_forward(port=port) for port in range(1, 100)))
+    with on_terminal(*COMMAND, "ports", "--watch", home=home, rows=10) as terminal:
+        screen = Screen(10, 100)
+        screen.write(terminal.expect(FRAME_END).decode())
+        assert screen.lines[0].startswith("STATE")
+        assert "and 93 more lines" in screen.lines[8]
+        assert len(screen.lines) == 9
 
 
 def test_colours_are_for_terminals_of_users_that_want_them(served: ServedInstance, home: Path) -> None:

@@ -68,9 +68,11 @@ def set_size(terminal: int, size: TerminalSize) -> None:
 async def start_command(target: CommandTarget) -> tuple[trio.Process, CommandDescriptors]:
     """The running command, leader of a session of its own, and our ends of it.
 
-    Raises `LookupError` for an unknown user, and `OSError` naming what is missing or not permitted.
+    Raises `LookupError` for an unknown user or folder, and `OSError` when the command is missing or not permitted.
     """
     account = await trio.to_thread.run_sync(find_account, target.user)
+    if target.directory and not await trio.Path(target.directory).is_dir():
+        raise LookupError(f"there is no folder {target.directory}")
     becomes_user = _becomes(account)
     home = account.home if await trio.Path(account.home).is_dir() else "/"
     ends = _open_terminal(target.terminal, account) if target.terminal else _open_pipes()

@@ -13,7 +13,6 @@ from hostagent.errors import EndedBySignalError, UserError
 from hostagent.terminal_output import OutputClosedError, print_error
 
 DONE: Final = 0
-MENDABLE: Final = 1
 USAGE: Final = 2
 BUG: Final = 70
 """EX_SOFTWARE of sysexits.h."""
@@ -50,7 +49,7 @@ def _status(exc: BaseException) -> int:
             prefix = "" if getattr(exc, "mistakes", ()) else "error: "
             print_error(prefix + "\n".join(map(plain, exc.message.splitlines())))
             print_error(f"hint: {plain(exc.hint)}")
-            return MENDABLE
+            return exc.status
         case click.exceptions.Exit():
             return exc.exit_code
         case click.ClickException():

@@ -98,7 +98,7 @@ async def _last_frame(work: Callable[[], Awaitable[ServerFrame | None]]) -> Serv
     except RemoteProtocolError as exc:
         return Failed(str(exc)[:_MAX_REASON], _PROTOCOL_HINT)
     except UserError as exc:
-        return Failed(exc.message[:_MAX_REASON], exc.hint[:_MAX_REASON])
+        return Failed(exc.message[:_MAX_REASON], exc.hint[:_MAX_REASON], exc.status)
 
 
 class _Session:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """Something the user can mend. `message` says what happened, `hint` what to do next; exit code 1."""
+    """Something the user can mend. `message` says what happened, `hint` what to do next, `status` our exit code."""
 
-    def __init__(self, message: str, hint: str) -> None:
+    def __init__(self, message: str, hint: str, *, status: int = 1) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.status = status
 
     def __str__(self) -> str:
         return f"{self.message} ({self.hint})"

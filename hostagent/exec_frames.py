@@ -5,7 +5,7 @@ error. A text frame is a JSON object with a `type`:
 
     client: start (arguments, environment, user, directory, terminal: null or {rows, columns}), end-of-input,
             resize (rows, columns), signal (name)
-    server: started (credit), credit (credit), exit (status), error (message, hint)
+    server: started (credit), credit (credit), exit (status), error (message, hint, status)
 
 The client sends `start` first, and the server answers `started` or `error`. Input is paid for with credit: the client
 has as many bytes as `started` and later `credit` frames gave it. Without that, input that the command does not read
@@ -111,6 +111,8 @@ class Failed:
 
     message: str
     hint: str
+    status: int = 1
+    """What the client exits with: 127 when there is no such command, 126 when it cannot be executed, as in a shell."""
 
 
 ClientFrame = Start | Input | EndOfInput | Resize | SendSignal
@@ -140,8 +142,8 @@ def encode(frame: ClientFrame | ServerFrame) -> bytes | str:
             return _text("credit", credit=credit)
         case Exited(status):
             return _text("exit", status=status)
-        case Failed(message, hint):
-            return _text("error", message=message, hint=hint)
+        case Failed(message, hint, status):
+            return _text("error", message=message, hint=hint, status=status)
 
 
 def client_frame_untrusted(message: bytes | str) -> ClientFrame:
@@ -204,7 +206,8 @@ def _server_text_untrusted(fields: dict[str, Any]) -> ServerFrame:
         case "exit":
             return Exited(integer_untrusted(fields.get("status"), 255))
         case "error":
-            return Failed(text_untrusted(fields.get("message")), text_untrusted(fields.get("hint")))
+            status = integer_untrusted(fields.get("status"), 255, 1)
+            return Failed(text_untrusted(fields.get("message")), text_untrusted(fields.get("hint")), status)
     raise RemoteProtocolError("a server's text frame has the type started, credit, exit or error")
 
 

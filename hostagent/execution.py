@@ -20,6 +20,9 @@ from protocol.limits import MAX_ARGUMENTS, MAX_COMMAND, MAX_PAYLOAD
 from protocol.stream_messages import CommandTarget, Open, Resize, Signal, StreamKind, TerminalSize
 from protocol.streams import Stream, StreamState
 
+REFUSAL_STATUS = {"ENOENT": 127, "EACCES": 126, "ENOEXEC": 126, "ENOTDIR": 126}
+"""What a shell exits with when it cannot start a command for that reason (POSIX, "Exit Status for Commands")."""
+
 START_BOUND = 30.0
 """Seconds in which the guest must have started the command."""
 
@@ -32,6 +35,7 @@ class GuestExecution(StreamHandler):
         self._stream: Stream | None = None
         self._answered = trio.Event()
         self._refusal = ""
+        self._refusal_status = 1
         self._output: deque[tuple[str, bytearray]] = deque()
         self._news = trio.Event()
         self._room = trio.Event()
@@ -57,7 +61,8 @@ class GuestExecution(StreamHandler):
         if scope.cancelled_caught:
             raise UserError(f"the guest did not start the command in {START_BOUND:.0f} s", "see `hostagent status`")
         if self._refusal:
-            raise UserError(f"the guest cannot run it: {self._refusal}", "check the command's name and the user")
+            hint = "check the command's name and the user"
+            raise UserError(f"the guest cannot run it: {self._refusal}", hint, status=self._refusal_status)
 
     def close(self) -> None:
         """Kill what is left of the command."""
@@ -73,6 +78,7 @@ class GuestExecution(StreamHandler):
 
     def refused(self, error: str, reason: str) -> None:
         self._refusal = f"{reason} ({error})"
+        self._refusal_status = REFUSAL_STATUS.get(error, 1)
         self._answered.set()
 
     def receive_data(self, payload: bytes) -> None:

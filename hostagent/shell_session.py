@@ -150,8 +150,8 @@ class _Session:
                     self._more_credit.set()
                 case Exited(status):
                     return status
-                case Failed(message, hint):
-                    raise UserError(message, hint)
+                case Failed(message, hint, status):
+                    raise UserError(message, hint, status=status)
                 case _:
                     assert_never(frame)
         raise ConnectionLostError

@@ -98,7 +98,8 @@ class FakeInstance:
         try:
             process = await _start(target, terminal)
         except OSError as exc:
-            raise UserError(f"{target.arguments[0]!r} cannot be started: {exc.strerror}", "check its name") from exc
+            message = f"{target.arguments[0]!r} cannot be started: {exc.strerror}"
+            raise UserError(message, "check its name", status=127) from exc
         execution = FakeExecution(process, terminal)
         self.executions.append(execution)
         async with trio.open_nursery() as nursery:

@@ -124,7 +124,7 @@ async def _is_sleeping(pid: int) -> bool:
 async def test_a_command_that_cannot_start_is_told(session: Session) -> None:
     await session.send(Start(CommandTarget(("no-such-command",), (), "", "", None)))
     assert await session.rest() == [
-        Failed("'no-such-command' cannot be started: No such file or directory", "check its name")
+        Failed("'no-such-command' cannot be started: No such file or directory", "check its name", 127)
     ]
 
 

@@ -51,7 +51,7 @@ SERVER = st.one_of(
     st.builds(Output, st.binary()),
     st.builds(ErrorOutput, st.binary()),
     st.builds(Exited, st.integers(0, 255)),
-    st.builds(Failed, PRINTABLE, PRINTABLE),
+    st.builds(Failed, PRINTABLE, PRINTABLE, st.integers(1, 255)),
 )
 
 

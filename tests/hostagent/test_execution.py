@@ -150,18 +150,21 @@ async def test_signals_and_sizes_reach_the_command(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "word"),
+    ("target", "word", "status"),
     [
-        (command("/no/such/program"), "ENOENT"),
-        (CommandTarget(("true",), (), "nobody-of-that-name", "", None), "nobody-of-that-name"),
-        (CommandTarget(("true",), (), USER, "/no/such/folder", None), "/no/such/folder"),
+        (command("/no/such/program"), "ENOENT", 127),
+        (command("/etc/passwd"), "EACCES", 126),
+        (command("/etc/passwd/within"), "ENOTDIR", 126),
+        (CommandTarget(("true",), (), "nobody-of-that-name", "", None), "nobody-of-that-name", 1),
+        (CommandTarget(("true",), (), USER, "/no/such/folder", None), "/no/such/folder", 1),
     ],
 )
-async def test_what_the_guest_cannot_run_is_told(tmp_path: Path, target: CommandTarget, word: str) -> None:
+async def test_what_the_guest_cannot_run_is_told(tmp_path: Path, target: CommandTarget, word: str, status: int) -> None:
     async with connected_channel(tmp_path) as (channel, *_):
-        with pytest.raises(UserError, match=word):
+        with pytest.raises(UserError, match=word) as caught:
             async with started(channel, target):
                 raise AssertionError("it started")
+        assert caught.value.status == status
 
 
 @pytest.mark.parametrize(

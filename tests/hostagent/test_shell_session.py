@@ -160,7 +160,7 @@ def test_a_reader_that_leaves_ends_the_command(served: ServedInstance, home: Pat
 
 def test_a_command_that_is_not_there_is_the_users_to_mend(served: ServedInstance, home: Path) -> None:
     done = run("shell", "--", "no-such-command", home=home)
-    assert done.returncode == 1
+    assert done.returncode == 127
     assert done.stderr.startswith(b"error: 'no-such-command' cannot be started")
     assert b"hint: check its name" in done.stderr
 

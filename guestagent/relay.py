@@ -7,6 +7,9 @@ letting the dial wait (unix(7)), and has no event for the moment when it is not 
 
 What happens to the socket happens to the stream (`protocol.relay`). Here its descriptors are waited for in one epoll
 set. That also notices an abort while the socket is not read because the host is slow.
+
+Unless both directions came to their ends, a socket is closed with a reset, also by the kernel when this process is
+killed (SO_LINGER with no time, socket(7)): a server must not take a stream that was cut short for a whole one.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ UNIX_RETRY = 0.02
 """Seconds until a unix socket whose queue was full is dialled again."""
 
 _LOOPBACK = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - this binds nothing
-_ABORT = struct.pack("ii", 1, 0)
+_ABORT, _IN_ORDER = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 _OUT, _ERROR, _HANGUP, _FINISHED = select.EPOLLOUT, select.EPOLLERR, select.EPOLLHUP, select.EPOLLRDHUP
 _IN = select.EPOLLIN | _FINISHED
 
@@ -72,6 +75,7 @@ class TcpRelay(SocketRelay):
         self._reading = True
         self._paused = False
         self._interest: int | None = _IN
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
         readiness.register(sock.fileno(), _IN, self)
 
     def ready(self, events: int) -> None:
@@ -124,8 +128,8 @@ class TcpRelay(SocketRelay):
 
     def _close(self, abort: bool) -> None:
         self._readiness.unregister(self._socket.fileno())
-        if abort:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        if not abort:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _IN_ORDER)
         self._socket.close()
         self._table.remove(self)
 

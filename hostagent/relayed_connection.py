@@ -12,6 +12,7 @@ import trio
 
 from hostagent.channel import Channel, StreamHandler
 from hostagent.forwards import Traffic
+from hostagent.stream_socket import finish
 from hostagent.waits import TRIO_WAITS
 from protocol.relay import SocketRelay
 from protocol.streams import Stream
@@ -56,6 +57,13 @@ class RelayedConnection(StreamHandler):
     def _finish(self, reset: bool) -> None:
         self._reset = reset
         self._scope.cancel()
+
+    def _close(self, sock: socket.socket) -> None:
+        """Close `sock`, which was made with `reset_unless_finished`, as all of this ended."""
+        if self._reset:
+            sock.close()
+        else:
+            finish(sock)
 
     def receive_data(self, payload: bytes) -> None:
         self._traffic.bytes_to_host += len(payload)

@@ -12,7 +12,7 @@ from hostagent.channel import Channel
 from hostagent.forwards import HostEnd, Traffic
 from hostagent.host_dial import dial
 from hostagent.relayed_connection import RelayedConnection
-from hostagent.stream_socket import abort
+from hostagent.stream_socket import reset_unless_finished
 from protocol.streams import Stream
 
 
@@ -46,6 +46,7 @@ class ReverseConnection(RelayedConnection):
             self._traffic.connections -= 1
 
     async def _relay_with(self, sock: socket.socket) -> None:
+        reset_unless_finished(sock)
         try:
             self._channel.connection.accept_stream(self._stream)
             relay = self._begin(sock, self._stream)
@@ -53,10 +54,7 @@ class ReverseConnection(RelayedConnection):
             await self._serve(relay)
         finally:
             # Only now: the tasks above wait for this descriptor, and its number must not be used again meanwhile.
-            if self._reset:
-                abort(sock)
-            else:
-                sock.close()
+            self._close(sock)
 
     def _refuse(self, exc: OSError) -> None:
         self._traffic.connections_refused += 1

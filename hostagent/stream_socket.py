@@ -13,7 +13,7 @@ from hostagent.socket_file import listen_at
 from protocol.ports import Protocol
 
 BACKLOG = 1_024
-_ABORT = struct.pack("ii", 1, 0)
+_ABORT, _IN_ORDER = struct.pack("ii", 1, 0), struct.pack("ii", 0, 0)
 
 
 def listen(key: ListenerKey) -> socket.socket:
@@ -56,7 +56,15 @@ async def wait_readable(sock: socket.socket) -> bool:
     return sock.fileno() >= 0
 
 
-def abort(sock: socket.socket) -> None:
-    """Close with a reset instead of an orderly end (SO_LINGER with no time, socket(7))."""
+def reset_unless_finished(sock: socket.socket) -> None:
+    """From now on a close is a reset, also the kernel's after kill -9, until `finish` is called (SO_LINGER, socket(7)).
+
+    Otherwise a peer could not tell a stream that this process's death cut short from one that came to its end.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+
+
+def finish(sock: socket.socket) -> None:
+    """Close with an orderly end."""
     with sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _IN_ORDER)

@@ -5,6 +5,8 @@ connection that closes. While the guest agent is away each client waits for it, 
 reset. Where the route says so, a client also waits for a program in the guest: as long as it is refused, it is dialled
 again when a port opened or closed, and every `REDIAL` seconds for what is open without our hearing of it.
 
+All connections are reset when this process is killed: an orderly end is only ever the guest's own.
+
 Connections outlive their listener: when the guest program closes its listening socket, what it has accepted goes on.
 So they run in the forwarder's nursery, not in the listener's.
 """
@@ -22,7 +24,7 @@ from hostagent.channel import Channel
 from hostagent.forwards import Traffic
 from hostagent.relayed_connection import RelayedConnection
 from hostagent.route import Route
-from hostagent.stream_socket import abort, wait_readable
+from hostagent.stream_socket import reset_unless_finished, wait_readable
 from protocol.streams import Stream
 
 PATIENCE = 5.0
@@ -69,7 +71,7 @@ class TcpConnection(RelayedConnection):
     def begin(self) -> None:
         """Ask the guest for the other end, at once when it is there."""
         if (route := self._service.route()) is None:
-            abort(self._client)
+            self._client.close()
             return
         self._traffic = route.traffic
         self._traffic.connections += 1
@@ -149,10 +151,7 @@ class TcpConnection(RelayedConnection):
         if self._stream is not None:
             self._channel.forget(self._stream, self)
         self._traffic.connections -= 1
-        if self._reset:
-            abort(self._client)
-        else:
-            self._client.close()
+        self._close(self._client)
 
 
 async def accept_connections(listener: socket.socket, service: TcpService) -> None:
@@ -173,4 +172,5 @@ async def accept_connections(listener: socket.socket, service: TcpService) -> No
             client.setblocking(False)
             if client.family is not socket.AF_UNIX:
                 client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            reset_unless_finished(client)
             TcpConnection(client, service).begin()

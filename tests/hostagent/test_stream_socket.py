@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import errno
 import socket
-import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
 from hostagent.forward_plan import ListenerKey
 from hostagent.forwards import Endpoint
-from hostagent.stream_socket import abort, listen
+from hostagent.stream_socket import finish, listen, reset_unless_finished
 from protocol.ports import Protocol
 from tests.fakes.connected_channel import nothing_left_open
 
@@ -54,24 +57,56 @@ def test_a_port_that_was_just_used_is_free_at_once(address: str) -> None:
         pass
 
 
-@pytest.mark.parametrize("address", LOOPBACKS)
-def test_an_abort_is_a_reset_at_the_other_end(address: str) -> None:
+@contextmanager
+def connection(address: str = "127.0.0.1") -> Iterator[tuple[socket.socket, socket.socket]]:
+    """A client and what the listener accepted."""
     with listen(key(Protocol.TCP, address)) as listener:
-        with socket.create_connection((address, listener.getsockname()[1])) as client:
+        with socket.create_connection((address, listener.getsockname()[1]), timeout=10) as client:
             server, _ = listener.accept()
-            server.send(b"arrived before")
-            abort(server)
-            assert server.fileno() == -1
-            assert client.recv(1_000) == b"arrived before"
-            with pytest.raises(ConnectionResetError):
-                client.recv(1_000)
+            with server:
+                yield client, server
 
 
-def test_an_abort_of_a_connection_that_was_reset_already_is_none() -> None:
-    with listen(key(Protocol.TCP)) as listener:
-        client = socket.create_connection(listener.getsockname())
-        server, _ = listener.accept()
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        client.close()
-        abort(server)
+@pytest.mark.parametrize("address", LOOPBACKS)
+def test_a_close_is_a_reset_at_the_other_end(address: str) -> None:
+    with connection(address) as (client, server):
+        reset_unless_finished(server)
+        server.send(b"arrived before")
+        server.close()
+        assert client.recv(1_000) == b"arrived before"
+        with pytest.raises(ConnectionResetError):
+            client.recv(1_000)
+
+
+@pytest.mark.parametrize("address", LOOPBACKS)
+def test_finished_it_is_an_orderly_end(address: str) -> None:
+    with connection(address) as (client, server):
+        reset_unless_finished(server)
+        server.send(b"and that was all")
+        finish(server)
         assert server.fileno() == -1
+        assert client.recv(1_000) == b"and that was all"
+        assert client.recv(1_000) == b""
+
+
+def test_the_death_of_the_process_is_a_reset_too() -> None:
+    """kill -9 in mid-stream must not look like the stream's end."""
+    with connection() as (client, server):
+        reset_unless_finished(server)
+        server.send(b"the first half")
+        holder = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[server.fileno()])
+        with holder:
+            server.close()
+            holder.kill()
+        assert client.recv(1_000) == b"the first half"
+        with pytest.raises(ConnectionResetError):
+            client.recv(1_000)
+
+
+def test_a_connection_that_was_reset_already_can_be_closed_either_way() -> None:
+    for end in (finish, socket.socket.close):
+        with connection() as (client, server):
+            reset_unless_finished(client)
+            client.close()
+            end(server)
+            assert server.fileno() == -1

@@ -261,6 +261,7 @@ class GuestAgent:
         counters: dict[str, int] = {
             "generations": self._generations,
             "streams": len(self._table),
+            "tasks": trio.lowlevel.current_statistics().tasks_living,
             **self._tcp.counters,
             **self._udp.counters,
             **self._commands.counters,

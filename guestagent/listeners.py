@@ -80,6 +80,7 @@ class AcceptedConnection:
     def __init__(self, sock: socket.socket, stream: Stream) -> None:
         self.stream = stream
         self.sock = sock
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)  # until it came to its end: see `relay`
 
     def receive_data(self, payload: bytes) -> None:
         """Nothing comes before OPENED, which puts another handler here."""
@@ -91,7 +92,6 @@ class AcceptedConnection:
 
     def receive_reset(self) -> None:
         """There is nobody at the other end: the client hears it as a reset."""
-        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _ABORT)
         self.sock.close()
 
     def unpaused(self) -> None:

@@ -64,9 +64,14 @@ async def receive_to_end(client: trio.socket.SocketType) -> bytes:
     return bytes(received)
 
 
+def abort_at_close(client: trio.socket.SocketType) -> None:
+    """Whenever it is closed, that is an RST."""
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+
+
 def abort(client: trio.socket.SocketType) -> None:
     """Close with RST."""
-    client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, ABORT)
+    abort_at_close(client)
     client.close()
 
 
@@ -82,25 +87,3 @@ async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float) -
     with trio.fail_after(seconds):
         while not await condition():  # noqa: ASYNC110
             await trio.sleep(0.002)
-
-
-async def receive_until_reset(client: trio.socket.SocketType, received: trio.Event) -> bool:
-    """Receive zeroes; True at a reset, False at an end. Fails on any other byte."""
-    try:
-        while data := await client.recv(1 << 18):
-            assert not data.strip(b"\0")
-            received.set()
-    except ConnectionResetError:
-        return True
-    return False
-
-
-async def send_until_reset(client: trio.socket.SocketType, size: int, sent: trio.Event) -> bool:
-    """Send `size` zeroes; True when a reset came before."""
-    try:
-        for _ in range(size >> 18):
-            await send_all(client, bytes(1 << 18))
-            sent.set()
-    except ConnectionError:
-        return True
-    return False

@@ -29,6 +29,7 @@ import errno
 import hashlib
 import json
 import os
+import random
 import re
 import select
 import socket
@@ -43,6 +44,8 @@ from pathlib import Path
 from typing import Any
 
 CHUNK = bytes(1 << 18)
+BLOCK = 1 << 16
+FILLING = random.Random(4).randbytes(BLOCK - 8)
 counters: Counter[str] = Counter()
 bound: dict[int, list[socket.socket]] = {}
 paths: dict[str, socket.socket] = {}
@@ -85,6 +88,49 @@ def digest(connection: socket.socket) -> None:
     connection.sendall(seen.hexdigest().encode() + b"\n")
 
 
+def numbered_block(number: int) -> bytes:
+    """Part of an endless stream in which no byte can be lost, doubled or moved without being noticed."""
+    return number.to_bytes(8, "big") + FILLING
+
+
+class NumberedStream:
+    """The reader's side of that stream."""
+
+    def __init__(self) -> None:
+        self.position = 0
+
+    def accepts(self, data: bytes) -> bool:
+        """Whether `data` goes on where the stream was."""
+        start = 0
+        while start < len(data):
+            number, offset = divmod(self.position, BLOCK)
+            expected = numbered_block(number)[offset : offset + len(data) - start]
+            if data[start : start + len(expected)] != expected:
+                return False
+            start += len(expected)
+            self.position += len(expected)
+        return True
+
+
+def numbered(connection: socket.socket) -> None:
+    """Send the endless stream, until the peer is gone."""
+    number = 0
+    while True:
+        connection.sendall(numbered_block(number))
+        number += 1
+
+
+def verify(connection: socket.socket) -> None:
+    """Read the endless stream. It has no end: one is counted as `cut short`, and any other byte as `wrong`."""
+    stream = NumberedStream()
+    while data := connection.recv(BLOCK):
+        if not stream.accepts(data):
+            counters["wrong"] += 1
+            return
+        counters["verified"] += len(data)
+    counters["cut short"] += 1
+
+
 def hold(connection: socket.socket) -> None:
     """Read and say nothing; how it ended is counted as `eof` or `reset`."""
     while connection.recv(1 << 16):
@@ -120,7 +166,8 @@ def peer(connection: socket.socket) -> None:
 
 
 TCP_KINDS: dict[str, Callable[[socket.socket], None]] = {
-    kind.__name__: kind for kind in (banner, echo, sink, source, digest, hold, stall, reset, half, peer)
+    kind.__name__: kind
+    for kind in (banner, echo, sink, source, digest, numbered, verify, hold, stall, reset, half, peer)
 }
 
 UDP_KINDS: dict[str, Callable[[bytes, tuple[Any, ...]], bytes | None]] = {

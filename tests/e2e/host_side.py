@@ -22,68 +22,10 @@ from protocol.limits import PROTOCOL_VERSIONS
 from protocol.listener_messages import ListenFailed, Listening
 from protocol.messages import Hello, Message, PortOwners, PortsChanged, PortsSnapshot, Status, StatusRequest
 from protocol.ports import Port, Protocol
+from tests.e2e.wire import Wire
 
 PATIENCE = 10.0
 """Bound on what should happen at once. It only has to hold on a machine that is busy with something else as well."""
-
-
-class Wire:
-    """Carries bytes between whoever connects to `path` and the socket `there`."""
-
-    def __init__(self, path: Path, there: Path) -> None:
-        self.path = path
-        self._there = there
-        self._scope = trio.CancelScope()
-        self._whole = trio.Event()
-        self._whole.set()
-        self._ends: tuple[trio.SocketStream, trio.SocketStream] | None = None
-
-    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Serve one connection after the other, until cancelled."""
-        listener = trio.socket.socket(trio.socket.AF_UNIX)
-        with listener:
-            await listener.bind(str(self.path))
-            listener.listen(1)
-            task_status.started()
-            while True:
-                accepted, _ = await listener.accept()
-                await self._whole.wait()
-                with trio.CancelScope() as self._scope:
-                    await self._carry(trio.SocketStream(accepted))
-
-    async def _carry(self, near: trio.SocketStream) -> None:
-        async with near, await trio.open_unix_socket(str(self._there)) as far, trio.open_nursery() as nursery:
-            self._ends = near, far
-            nursery.start_soon(self._pump, near, far)
-            nursery.start_soon(self._pump, far, near)
-
-    async def _pump(self, source: trio.SocketStream, target: trio.SocketStream) -> None:
-        try:
-            while data := await source.receive_some(1 << 18):
-                await target.send_all(data)
-        except (trio.BrokenResourceError, trio.BusyResourceError):
-            pass  # a test wrote at the same time, or an end is gone: either way this connection is over
-        self._scope.cancel()
-
-    def cut(self, *, mended: bool = True) -> None:
-        """Drop the connection that is there; the next one works at once, or only after `mend`."""
-        if not mended:
-            self._whole = trio.Event()
-        self._scope.cancel()
-
-    def mend(self) -> None:
-        """Let the next connection through."""
-        self._whole.set()
-
-    async def write_to_guest(self, data: bytes) -> None:
-        """Bytes for the guest agent that the host agent did not say."""
-        assert self._ends is not None
-        await self._ends[1].send_all(data)
-
-    async def write_to_host(self, data: bytes) -> None:
-        """Bytes for the host agent that the guest agent did not say."""
-        assert self._ends is not None
-        await self._ends[0].send_all(data)
 
 
 def port_number(end: Endpoint | SocketFile) -> int:

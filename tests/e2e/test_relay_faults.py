@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-import random
 import time
-from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
@@ -17,9 +15,7 @@ from protocol.stream_messages import CommandTarget, TerminalSize
 from tests.e2e.clients import (
     receive_exactly,
     receive_to_end,
-    receive_until_reset,
     send_all,
-    send_until_reset,
     tcp_client,
 )
 from tests.e2e.host_side import HostSide, breakable_host_side, host_side
@@ -43,103 +39,6 @@ async def kill_agent(tiny: SharedGuest) -> None:
     """kill -9; the supervisor starts it again."""
     agent = await tiny.server.agent()
     await tiny.server.run(f"kill -9 {agent['pid']}")
-
-
-async def kill_supervisor(tiny: SharedGuest) -> None:
-    """kill -9; the agent ends too, and the guest's init starts both again after 0.2 s."""
-    agent = await tiny.server.agent()
-    await tiny.server.run(f"kill -9 {agent['parent']}")
-
-
-async def endless_download(port: int, received: trio.Event) -> None:
-    """Read zeroes until the reset comes. Fails on anything that could be taken for the end, or is no zero."""
-    async with tcp_client(port) as client:
-        await client.send(b"%d\n" % TOTAL)
-        assert await receive_until_reset(client, received), "cut short: the client saw an end"
-
-
-async def endless_upload(port: int, sent: trio.Event) -> None:
-    """Write until the reset comes."""
-    async with tcp_client(port) as client:
-        assert await send_until_reset(client, TOTAL, sent)
-
-
-async def works_again(host: HostSide, port: int) -> None:
-    """A whole checked exchange through `port` within `BACK` seconds."""
-    data = random.Random(port).randbytes(300_000)
-    with trio.fail_after(BACK):
-        await host.listening(port)
-        while True:
-            try:
-                async with tcp_client(port) as client:
-                    await send_all(client, data)
-                    client.shutdown(trio.socket.SHUT_WR)
-                    answer = await receive_to_end(client)
-                break
-            except ConnectionError:
-                await trio.sleep(0.01)
-    assert answer == hashlib.sha256(data).hexdigest().encode() + b"\n"
-
-
-async def break_under_load(
-    tiny: SharedGuest, host: HostSide, what: str, fault: Callable[[], Awaitable[None]], seconds: float = BACK
-) -> None:
-    """Do `fault` while bytes move both ways; all streams are reset, and all works again."""
-    source, sink = await tiny.server.tcp("source", "127.0.0.1"), await tiny.server.tcp("sink", "127.0.0.1")
-    checked = await tiny.server.tcp("digest", "127.0.0.1")
-    await host.listening(source, sink, checked)
-    generations = host.generations
-    async with trio.open_nursery() as nursery:
-        received, sent = trio.Event(), trio.Event()
-        nursery.start_soon(endless_download, source, received)
-        nursery.start_soon(endless_upload, sink, sent)
-        await received.wait()
-        await sent.wait()
-        began = time.monotonic()
-        await fault()
-        await host.wait_until(lambda: host.generations > generations, seconds)
-    await works_again(host, checked)
-    print(f"{what}: all works again after {time.monotonic() - began:.2f} s")
-    for port in (source, sink, checked):
-        await tiny.server.close(port)
-    await host.gone(source, sink, checked)
-
-
-async def test_the_guest_agent_is_killed(tiny: SharedGuest, host: HostSide) -> None:
-    for number in range(5):
-        await break_under_load(tiny, host, f"guest agent killed ({number})", lambda: kill_agent(tiny))
-
-
-async def test_the_supervisor_of_the_guest_agent_is_killed(tiny: SharedGuest, host: HostSide) -> None:
-    await break_under_load(tiny, host, "supervisor killed", lambda: kill_supervisor(tiny), SUPERVISOR_BACK)
-
-
-async def test_the_channel_is_cut_in_mid_transfer(tiny: SharedGuest) -> None:
-    async with breakable_host_side(tiny.channel_socket) as (host, wire):
-        for number in range(5):
-
-            async def cut() -> None:
-                wire.cut()
-
-            await break_under_load(tiny, host, f"channel cut ({number})", cut)
-
-
-@pytest.mark.parametrize("toward", ["guest", "host"])
-@pytest.mark.parametrize("size", [1, 37, 5_000, 300_000])
-async def test_garbage_in_the_channel(tiny: SharedGuest, toward: str, size: int) -> None:
-    garbage = random.Random(size).randbytes(size)
-    async with breakable_host_side(tiny.channel_socket) as (host, wire):
-
-        async def write() -> None:
-            # The wire's own writer may be in the middle of a send: then the garbage waits for a gap.
-            while True:
-                try:
-                    await (wire.write_to_guest if toward == "guest" else wire.write_to_host)(garbage)
-                    return
-                except trio.BusyResourceError:
-                    await trio.sleep(0.001)
-
-        await break_under_load(tiny, host, f"{size} bytes of garbage to the {toward}", write)
 
 
 async def test_a_guest_agent_that_is_stopped_takes_its_forwards_along(tiny: SharedGuest, host: HostSide) -> None:

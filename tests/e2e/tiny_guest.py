@@ -88,8 +88,8 @@ async def _frozen_server(cache: Path) -> Path:
     return tree
 
 
-async def _boot_files(folder: Path, agent_command: str) -> tuple[Path, Path]:
-    """Kernel and initramfs."""
+async def boot_files(folder: Path, agent_command: str) -> tuple[Path, Path]:
+    """Kernel and initramfs; the latter is written to `folder`."""
     cache = paths.cache()
     kernel = await trio.to_thread.run_sync(obtain_kernel, cache)
     payload = await guest_payload.obtain_guest_agent(platform.machine(), cache, lambda _line: None)
@@ -194,7 +194,7 @@ async def tiny_guest(agent_command: str = "guestagent") -> AsyncIterator[TinyGue
     """
     with tempfile.TemporaryDirectory(prefix="tiny-") as folder_name:
         folder = Path(folder_name)
-        kernel, initramfs = await _boot_files(folder, agent_command)
+        kernel, initramfs = await boot_files(folder, agent_command)
         serial = SerialLog()
         qemu = _start(kernel, initramfs, folder)
         try:

@@ -12,10 +12,11 @@ from collections import OrderedDict
 import trio
 
 from hostagent.channel import Channel, StreamHandler
+from hostagent.datagram_socket import LARGEST
 from hostagent.forwards import Endpoint, Traffic
 from hostagent.host_dial import addresses
 from hostagent.stream_socket import wait_readable
-from hostagent.udp_listener import DATAGRAMS_PER_TURN, FLOWS, IDLE, LARGEST
+from hostagent.udp_listener import DATAGRAMS_PER_TURN, FLOWS, IDLE
 from protocol.streams import Stream
 
 

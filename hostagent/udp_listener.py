@@ -15,6 +15,7 @@ from collections.abc import Callable
 import trio
 
 from hostagent.channel import Channel, StreamHandler
+from hostagent.datagram_socket import DatagramSocket, Peer
 from hostagent.forwards import Traffic
 from hostagent.route import Route
 from hostagent.stream_socket import wait_readable
@@ -22,16 +23,13 @@ from protocol.streams import Stream
 
 FLOWS = 1_024
 IDLE = 90.0
-LARGEST = 65_535
 DATAGRAMS_PER_TURN = 32
-
-Address = tuple[str, int] | tuple[str, int, int, int]
 
 
 class _Flow(StreamHandler):
     """One client of one listener."""
 
-    def __init__(self, listener: UdpListener, client: Address, traffic: Traffic) -> None:
+    def __init__(self, listener: UdpListener, client: Peer, traffic: Traffic) -> None:
         self._listener = listener
         self.client = client
         self.traffic = traffic
@@ -58,9 +56,10 @@ class UdpListener:
         route: Callable[[], Route | None],
     ) -> None:
         self._sock = sock
+        self._datagrams = DatagramSocket(sock)
         self._channel = channel
         self._route = route
-        self._flows: OrderedDict[Address, _Flow] = OrderedDict()
+        self._flows: OrderedDict[Peer, _Flow] = OrderedDict()
         """Least recently used first."""
         self._first_flow = trio.Event()
 
@@ -84,14 +83,14 @@ class UdpListener:
     def _receive_turn(self) -> None:
         for _ in range(DATAGRAMS_PER_TURN):
             try:
-                payload, client = self._sock.recvfrom(LARGEST)
+                payload, client = self._datagrams.receive()
             except BlockingIOError:
                 return
             except OSError:
                 continue  # an ICMP error of an earlier answer; recvmsg(2) reports it once
             self._send(client, payload)
 
-    def _send(self, client: Address, payload: bytes) -> None:
+    def _send(self, client: Peer, payload: bytes) -> None:
         flow = self._flows.get(client) or self._begin(client)
         if flow is None:
             return
@@ -104,7 +103,7 @@ class UdpListener:
         traffic.datagrams_to_guest += 1
         traffic.bytes_to_guest += len(payload)
 
-    def _begin(self, client: Address) -> _Flow | None:
+    def _begin(self, client: Peer) -> _Flow | None:
         if len(self._flows) >= FLOWS:
             self._end(next(iter(self._flows.values())), "another client needs the place")
         if (route := self._route()) is None:
@@ -124,7 +123,7 @@ class UdpListener:
         """Give the client a datagram of the guest."""
         traffic = flow.traffic
         try:
-            self._sock.sendto(payload, flow.client)
+            self._datagrams.send(payload, flow.client)
         except OSError:
             traffic.datagrams_dropped += 1
             return

@@ -321,3 +321,13 @@ def test_nothing_is_left_when_it_is_cancelled(tmp_path: Path) -> None:
     trio.run(use)
     with nothing_left_open():
         trio.run(use)
+
+
+async def test_on_all_addresses_the_answer_comes_from_the_one_that_was_asked(tmp_path: Path) -> None:
+    async with tunnel(tmp_path, "0.0.0.0") as through:
+        with bound("127.0.0.9") as client:
+            await client.connect(("127.0.0.7", through.address[1]))
+            await client.send(b"question")
+            sender = await through.server_received(b"question")
+            await through.server.sendto(b"answer", sender)
+            assert await client.recv(LARGEST) == b"answer"

@@ -42,14 +42,6 @@ class AuditStatus:
     """Process id of the audit daemon; 0 when none runs."""
 
 
-@dataclass(frozen=True, slots=True)
-class AuditRecord:
-    """One record as it is multicast to readers."""
-
-    kind: int
-    text: str
-
-
 def status_request(sequence: int) -> bytes:
     """Ask for the status; the answer is read with `parse_status`."""
     return netlink.pack(GET, netlink.REQUEST, sequence, b"")
@@ -89,11 +81,3 @@ def _parse_status(payload: bytes) -> AuditStatus:
         return AuditStatus(Enabled(enabled), daemon)
     except ValueError as exc:
         raise KernelDataError(f"audit is enabled={enabled}, which means nothing we know") from exc
-
-
-def parse_records(data: bytes) -> tuple[AuditRecord, ...]:
-    """The records in one multicast datagram. Raises `KernelDataError`."""
-    return tuple(
-        AuditRecord(message.kind, message.payload.rstrip(b"\0").decode("utf-8", "replace"))
-        for message in netlink.unpack(data)
-    )

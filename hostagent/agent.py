@@ -30,6 +30,7 @@ from hostagent.launch_plan import LaunchPlan
 from hostagent.lifecycle import InstanceState, Phase, PhaseClock, PhaseReport, instance_state
 from hostagent.live_rules import LiveRules
 from hostagent.paths import InstancePaths
+from hostagent.port_reports import PortReports
 from hostagent.power_cycle import PowerCycle
 from hostagent.qemu.machine import StopBounds, StopStep
 from hostagent.qemu.qmp import Event
@@ -48,7 +49,7 @@ from protocol.messages import (
     PowerOff,
     StatusRequest,
 )
-from protocol.ports import Port, WakeupSource
+from protocol.ports import WakeupSource
 from protocol.stream_messages import CommandTarget
 
 REFRESH_BOUND = 1.0
@@ -101,7 +102,7 @@ class Agent:
         self._guest_status: messages.Status | None = None
         self._guest_answered = trio.Event()
         self._trouble = ""
-        self._snapshot: set[Port] = set()
+        self._ports = PortReports(self._forwarder)
 
     @property
     def ready(self) -> bool:
@@ -229,7 +230,7 @@ class Agent:
         """The guest agent is there."""
         rebooted = self._peer is not None and self._peer.boot_id != peer.boot_id
         self._peer, self._trouble = peer, ""
-        self._snapshot = set()
+        self._ports.begin_generation()
         self._power.guest_said_hello()
         if rebooted:
             self._forget_ports()
@@ -268,20 +269,11 @@ class Agent:
     def message(self, message: Message) -> None:
         """Ports, their owners, and how the guest agent is doing."""
         match message:
-            case PortsSnapshot():
-                room = MAX_PORTS - len(self._snapshot)
-                self._snapshot.update(message.ports[:room])
-                if len(message.ports) > room:
+            case PortsSnapshot() | PortsChanged() | PortOwners():
+                if not self._ports.receive(message):
                     self._too_many_ports()
-                if message.last:
-                    self._forwarder.replace(self._snapshot)
-                    self._snapshot = set()
+                if isinstance(message, PortsSnapshot) and message.last:
                     self._now_ready()
-            case PortsChanged():
-                if not self._forwarder.change(message.opened, message.closed):
-                    self._too_many_ports()
-            case PortOwners():
-                self._forwarder.name_owners(message.owners)
             case Listening() | ListenFailed():
                 self._reverse.answer(message)
             case messages.Status():

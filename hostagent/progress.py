@@ -14,10 +14,3 @@ class Progress(Protocol):
 
     def update(self, step: str, done: int, total: int | None) -> None:
         """Take note that `step` (words for a user) is at `done` of `total`, in bytes or pieces; None: total unknown."""
-
-
-class SilentProgress:
-    """A `Progress` that shows nothing."""
-
-    def update(self, step: str, done: int, total: int | None) -> None:
-        """Ignore the report."""

@@ -17,11 +17,12 @@ from hostagent.channel import Channel
 from hostagent.forward_rules import ForwardRule, RuleSet
 from hostagent.forwarder import Forwarder
 from hostagent.forwards import Endpoint, Forward, ForwardState, SocketFile
+from hostagent.port_reports import PortReports
 from hostagent.reverse_forwards import ReverseForwards
 from protocol.limits import PROTOCOL_VERSIONS
 from protocol.listener_messages import ListenFailed, Listening
 from protocol.messages import Hello, Message, PortOwners, PortsChanged, PortsSnapshot, Status, StatusRequest
-from protocol.ports import Port, Protocol
+from protocol.ports import Protocol
 from tests.e2e.wire import Wire
 
 PATIENCE = 10.0
@@ -46,7 +47,7 @@ class HostSide:
         """Why generations ended."""
         self.generations = 0
         self.status: Status | None = None
-        self._snapshot: set[Port] = set()
+        self._ports = PortReports(self.forwarder)
         self._ready_generation = 0
         self._changed = trio.lowlevel.ParkingLot()
 
@@ -55,7 +56,7 @@ class HostSide:
     def generation_started(self, peer: Hello) -> None:
         """The guest agent is there."""
         self.generations += 1
-        self._snapshot = set()
+        self._ports.begin_generation()
         self.reverse.start(peer)
 
     def generation_ended(self, reason: str, *, fault: bool) -> None:
@@ -76,16 +77,10 @@ class HostSide:
     def message(self, message: Message) -> None:
         """What a host agent does with it."""
         match message:
-            case PortsSnapshot():
-                self._snapshot.update(message.ports)
-                if message.last:
-                    self.forwarder.replace(self._snapshot)
-                    self._snapshot = set()
+            case PortsSnapshot() | PortsChanged() | PortOwners():
+                assert self._ports.receive(message)
+                if isinstance(message, PortsSnapshot) and message.last:
                     self._ready_generation = self.generations
-            case PortsChanged():
-                assert self.forwarder.change(message.opened, message.closed)
-            case PortOwners():
-                self.forwarder.name_owners(message.owners)
             case Listening() | ListenFailed():
                 self.reverse.answer(message)
             case Status():

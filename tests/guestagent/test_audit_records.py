@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestagent import audit_records, netlink
-from guestagent.audit_records import AuditRecord, AuditReply, AuditStatus, Enabled, parse_records, parse_reply
+from guestagent.audit_records import AuditReply, AuditStatus, Enabled, parse_reply
 from guestagent.netlink import KernelDataError
 
 
@@ -36,11 +36,6 @@ def test_a_refusal_is_an_errno() -> None:
     assert parse_reply(refused, 4) == AuditReply(1)
 
 
-def test_a_record_is_its_kind_and_its_text() -> None:
-    data = netlink.pack(audit_records.NETFILTER_CFG, 0, 0, b"audit(1.2:3): table=nat:1 family=2\0")
-    assert parse_records(data) == (AuditRecord(1325, "audit(1.2:3): table=nat:1 family=2"),)
-
-
 def test_an_unknown_switch_position_is_refused() -> None:
     with pytest.raises(KernelDataError, match="enabled=9"):
         parse_reply(status_message(9, 0), 1)
@@ -48,6 +43,5 @@ def test_an_unknown_switch_position_is_refused() -> None:
 
 @given(st.one_of(st.binary(max_size=100), st.binary(max_size=60).map(lambda body: netlink.pack(1000, 0, 1, body))))
 def test_garbage_gives_the_documented_error_only(data: bytes) -> None:
-    for parse in (lambda: parse_reply(data, 1), lambda: parse_records(data)):
-        with contextlib.suppress(KernelDataError):
-            parse()
+    with contextlib.suppress(KernelDataError):
+        parse_reply(data, 1)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hostagent.build_output import BuildOutput, explain_failure
-from hostagent.progress import SilentProgress
+from tests.fakes.silent_progress import SilentProgress
 
 # Shortened from a real build.
 OUTPUT = b"""\

@@ -10,7 +10,7 @@ import pytest
 from hostagent.debian_root import KEY, mmdebstrap_command, obtain_debian_root
 from hostagent.debian_sources import KEYRING
 from hostagent.errors import UserError
-from hostagent.progress import SilentProgress
+from tests.fakes.silent_progress import SilentProgress
 
 MMDEBSTRAP = """#!/bin/sh
 [ "$1" != --unshare-helper ] || exit 0

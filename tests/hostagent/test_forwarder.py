@@ -23,6 +23,7 @@ from hostagent.forward_plan import ListenerKey
 from hostagent.forward_rules import ForwardRule, RuleSet
 from hostagent.forwarder import Forwarder
 from hostagent.forwards import Endpoint, Forward, ForwardState
+from hostagent.port_reports import PortReports
 from hostagent.stream_socket import listen
 from protocol.messages import Message, PortOwners, PortsChanged, PortsSnapshot
 from protocol.ports import Port, PortOwner, Protocol
@@ -54,20 +55,12 @@ class Host(RecordingObserver):
         self.gone: list[str] = []
         self.changes = 0
         self.on_ended = self.forwarder.stall
-        self._snapshot: set[Port] = set()
+        self._ports = PortReports(self.forwarder)
         self._news = trio.Event()
 
     def message(self, message: Message) -> None:
-        match message:
-            case PortsSnapshot():
-                self._snapshot.update(message.ports)
-                if message.last:
-                    self.forwarder.replace(self._snapshot)
-                    self._snapshot = set()
-            case PortsChanged():
-                assert self.forwarder.change(message.opened, message.closed)
-            case PortOwners():
-                self.forwarder.name_owners(message.owners)
+        if isinstance(message, PortsSnapshot | PortsChanged | PortOwners):
+            assert self._ports.receive(message)
         super().message(message)
 
     def _forward_changed(self, forward: Forward, present: bool) -> None:

@@ -21,7 +21,7 @@ from hostagent.cidata import guest_files
 from hostagent.errors import UserError
 from hostagent.image_build import Recipe, build_image, check_host, mmdebstrap_command, recipe_for
 from hostagent.image_cache import Image
-from hostagent.progress import SilentProgress
+from tests.fakes.silent_progress import SilentProgress
 
 RECIPE = Recipe("debian-12", "amd64", b"overlay")
 WORKS = """

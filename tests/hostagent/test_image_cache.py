@@ -11,7 +11,7 @@ import trio.testing
 
 from hostagent.errors import UserError
 from hostagent.image_cache import disk_errors, entry_lock
-from hostagent.progress import SilentProgress
+from tests.fakes.silent_progress import SilentProgress
 
 
 class Spoken:

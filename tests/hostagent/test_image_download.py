@@ -13,8 +13,8 @@ import trio
 from hostagent import image_download
 from hostagent.errors import UserError
 from hostagent.image_download import UnreachableError, fetch
-from hostagent.progress import SilentProgress
 from tests.fakes.file_server import Behaviour, FileServer, file_server
+from tests.fakes.silent_progress import SilentProgress
 
 CONTENT = bytes(range(256)) * 4096
 OTHER = CONTENT[::-1]

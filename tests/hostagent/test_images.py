@@ -13,8 +13,9 @@ from hostagent import images
 from hostagent.errors import UserError
 from hostagent.image_cache import Image
 from hostagent.images import ImageSource, obtain_image
-from hostagent.progress import Progress, SilentProgress
+from hostagent.progress import Progress
 from tests.fakes.file_server import Behaviour, file_server
+from tests.fakes.silent_progress import SilentProgress
 
 RAW = b"\0" * 510 + b"\x55\xaa" + b"\0" * 4096
 NOWHERE = "http://127.0.0.1:9/image.qcow2"

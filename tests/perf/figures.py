@@ -10,6 +10,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from tests.perf import clients
 from tests.perf.clients import Control, percentile
@@ -77,19 +78,27 @@ def _pause() -> None:
     time.sleep(random.uniform(0.1, 0.6))  # so that no phase of anybody's timer is favoured
 
 
-def port_latencies(bench: Bench) -> Iterator[Figure]:
-    """How soon a TCP port is usable, and how soon it is gone."""
+def _open_and_close(
+    bench: Bench, protocol: str, server: str, usable: Callable[[int], bool], gone: Callable[[int], bool]
+) -> tuple[list[float], list[float]]:
+    """Milliseconds from the guest's opening a port until it is usable on the host, and from closing it until gone."""
     opened, closed = [], []
     for _ in range(bench.count(50)):
         port = bench.fresh_port()
         _pause()
         began = time.monotonic()
-        bench.control.ask("tcp", kind="banner", host="127.0.0.1", port=port)
-        opened.append(clients.time_until(lambda port=port: clients.says_hello(port), began) * 1e3)  # type: ignore[misc]
+        bench.control.ask(protocol, kind=server, host="127.0.0.1", port=port)
+        opened.append(clients.time_until(partial(usable, port), began) * 1e3)
         _pause()
         began = time.monotonic()
         bench.control.ask("close", port=port)
-        closed.append(clients.time_until(lambda port=port: clients.refused(port), began) * 1e3)  # type: ignore[misc]
+        closed.append(clients.time_until(partial(gone, port), began) * 1e3)
+    return opened, closed
+
+
+def port_latencies(bench: Bench) -> Iterator[Figure]:
+    """How soon a TCP port is usable, and how soon it is gone."""
+    opened, closed = _open_and_close(bench, "tcp", "banner", clients.says_hello, clients.refused)
     yield Figure("TCP open to first byte, p50", percentile(opened, 0.5), "ms", 15)
     yield Figure("TCP open to first byte, p99", percentile(opened, 0.99), "ms", 50)
     yield Figure("TCP close to refused, p50", percentile(closed, 0.5), "ms", 15)
@@ -98,17 +107,7 @@ def port_latencies(bench: Bench) -> Iterator[Figure]:
 
 def datagram_port_latencies(bench: Bench) -> Iterator[Figure]:
     """The same for UDP."""
-    opened, closed = [], []
-    for _ in range(bench.count(50)):
-        port = bench.fresh_port()
-        _pause()
-        began = time.monotonic()
-        bench.control.ask("udp", kind="echo", host="127.0.0.1", port=port)
-        opened.append(clients.time_until(lambda port=port: clients.echoes(port), began) * 1e3)  # type: ignore[misc]
-        _pause()
-        began = time.monotonic()
-        bench.control.ask("close", port=port)
-        closed.append(clients.time_until(lambda port=port: clients.udp_free(port), began) * 1e3)  # type: ignore[misc]
+    opened, closed = _open_and_close(bench, "udp", "echo", clients.echoes, clients.udp_free)
     yield Figure("UDP open to first echo, p99", percentile(opened, 0.99), "ms", 50)
     yield Figure("UDP close to host port free, p99", percentile(closed, 0.99), "ms", 50)
 

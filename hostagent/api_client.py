@@ -80,8 +80,8 @@ class ApiClient:
         answer = self._object("POST", f"/v1/stop?force={json.dumps(force)}", _STOP_BOUND)
         return str(answer["stopped_by"])
 
-    def _object(self, method: str, target: str, bound: float = _ANSWER_BOUND, body: bytes | None = None) -> Document:
-        with self._answer(method, target, bound, body=body) as answer:
+    def _object(self, method: str, target: str, bound: float | None = None, body: bytes | None = None) -> Document:
+        with self._answer(method, target, _ANSWER_BOUND if bound is None else bound, body=body) as answer:
             return _parsed(answer.read())
 
     def _lines(self, target: str) -> Iterator[Document]:

@@ -1,9 +1,15 @@
-"""Who has an instance: locks on files in its folder, held by living processes and by nobody else (flock(2))."""
+"""Who has an instance: locks on files in its folder, held by living processes and by nobody else (flock(2)).
+
+Whoever only looks takes the lock too, for microseconds and shared: several may look at once, and one that wants to
+hold it and is disturbed by a look tries again.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,24 +21,19 @@ from hostagent.paths import InstancePaths
 @contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
     """Hold the lock on `path` inside the block, if nobody else does; says whether it is held."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
+    with _open(path) as descriptor:
+        while not (held := _take(descriptor, fcntl.LOCK_EX)):
+            if not _take(descriptor, fcntl.LOCK_SH):
+                break
+        yield held
 
 
 def is_locked(path: Path) -> bool:
     """Whether a living process holds the lock on `path`."""
     if not path.exists():
         return False
-    with try_lock(path) as free:
-        return not free
+    with _open(path) as descriptor:
+        return not _take(descriptor, fcntl.LOCK_SH)
 
 
 @contextmanager
@@ -41,4 +42,39 @@ def held_lock(paths: InstancePaths) -> Iterator[None]:
     with try_lock(paths.lock) as held:
         if not held:
             raise UserError(f"{paths.name} is running already", f"see `hostagent status {paths.name}`")
+        paths.lock.write_text(f"{os.getpid()}\n", encoding="ascii")
         yield
+
+
+def kill_host_agent(paths: InstancePaths) -> None:
+    """Kill the process that holds the instance's lock as its host agent, if there is one. Nobody else can be hit."""
+    with contextlib.suppress(OSError, ValueError):
+        pid = int(paths.lock.read_text(encoding="ascii"))
+        if not hasattr(os, "pidfd_open"):  # macOS, Linux before 5.3
+            if is_locked(paths.lock):
+                os.kill(pid, signal.SIGKILL)
+            return
+        descriptor = os.pidfd_open(pid)
+        try:
+            # still locked after opening: the pid was the host agent's when it was opened
+            if is_locked(paths.lock):
+                signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _take(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

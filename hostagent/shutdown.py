@@ -10,7 +10,7 @@ import trio
 
 from hostagent.api_client import ApiClient
 from hostagent.errors import UserError
-from hostagent.instance_lock import is_locked
+from hostagent.instance_lock import is_locked, kill_host_agent
 from hostagent.paths import InstancePaths
 from hostagent.phases import Show
 from hostagent.qemu.machine import StopBounds, attach
@@ -29,9 +29,18 @@ def down(paths: InstancePaths, *, force: bool, show: Show) -> str:
     if is_locked(paths.lock):
         show({"event": "notice", "message": f"stopping {paths.name}"})
         _wait(lambda: _answers(paths) or not is_locked(paths.lock), API_BOUND)
-        needed = ApiClient(paths).stop(force=force)
-        # It answers before it ends, and until then `up` would say that it runs.
-        _wait(lambda: not is_locked(paths.lock), END_BOUND)
+        try:
+            if force:
+                ApiClient(paths).status()  # one that hangs shows at once that it does
+            needed = ApiClient(paths).stop(force=force)
+            # It answers before it ends, and until then `up` would say that it runs.
+            _wait(lambda: not is_locked(paths.lock), END_BOUND)
+        except UserError:
+            if not force:
+                raise
+            show({"event": "notice", "message": f"the host agent of {paths.name} does not answer: killing it"})
+            kill_host_agent(paths)
+            needed = trio.run(_stop_orphan, paths, force)
         return needed
     if is_locked(paths.up_lock):
         raise UserError(f"{paths.name} is being prepared", "wait until it is up, or interrupt that `hostagent up`")

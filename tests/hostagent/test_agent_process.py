@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -18,6 +20,7 @@ from hostagent.errors import UserError
 from hostagent.instance_lock import is_locked
 from hostagent.paths import InstancePaths
 from protocol.messages import PowerOff
+from protocol.ports import Port, Protocol
 from tests.fakes.connected_channel import eventually
 from tests.fakes.instance_folder import instance_folder
 from tests.fakes.living_qemu import living_qemu
@@ -35,6 +38,43 @@ async def started(paths: InstancePaths) -> tuple[trio.Process, list[dict[str, ob
     said: list[dict[str, object]] = []
     await start_agent(paths, said.append)
     return agent_process._detached[-1], said
+
+
+def is_refused(port: int) -> bool:
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) != 0
+
+
+async def test_a_killed_one_is_replaced_and_its_guest_keeps_its_ports(paths: InstancePaths) -> None:
+    port = Port(Protocol.TCP, "127.0.0.2", 20_998)
+    async with living_qemu(paths) as qemu:
+        qemu.guest.open_ports(port)
+        first, _ = await started(paths)
+        await eventually(lambda: not is_refused(port.number))
+        first.kill()
+        await first.wait()
+        assert is_refused(port.number)
+        assert qemu.process.returncode is None
+        began = time.monotonic()
+        second, _ = await started(paths)
+        await eventually(lambda: not is_refused(port.number))
+        print(f"re-attached after {time.monotonic() - began:.2f} s")
+        assert qemu.guest.generations == 2
+        second.terminate()
+        await second.wait()
+
+
+async def test_a_killed_qemu_takes_its_agent_and_its_ports_along(paths: InstancePaths) -> None:
+    port = Port(Protocol.TCP, "127.0.0.2", 20_997)
+    async with living_qemu(paths) as qemu:
+        qemu.guest.open_ports(port)
+        process, _ = await started(paths)
+        await eventually(lambda: not is_refused(port.number))
+        qemu.process.kill()
+        assert await process.wait() == 0
+        assert is_refused(port.number)
+        assert not is_locked(paths.lock)
+        assert not paths.api_socket.exists()
 
 
 def program(path: Path, *lines: str) -> Path:

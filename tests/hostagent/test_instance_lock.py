@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from hostagent.errors import UserError
-from hostagent.instance_lock import held_lock, is_locked, try_lock
+from hostagent.instance_lock import held_lock, is_locked, kill_host_agent, try_lock
 from hostagent.paths import InstancePaths
 
 
@@ -22,6 +24,28 @@ def test_only_one_holds_it(tmp_path: Path) -> None:
         with try_lock(path) as second:
             assert not second
     assert not is_locked(path)
+
+
+def test_a_look_is_no_lock(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    with path.open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        assert not is_locked(path)
+
+
+def test_the_holder_is_killed_and_nobody_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOSTAGENT_HOME", str(tmp_path))
+    paths = InstancePaths.of("web")
+    paths.directory.mkdir()
+    kill_host_agent(paths)  # there never was one
+    with subprocess.Popen(["sleep", "100"]) as stranger:
+        paths.lock.write_text(str(stranger.pid))  # of one that has died; its number is another's now
+        kill_host_agent(paths)
+        assert stranger.poll() is None
+        with try_lock(paths.lock):
+            kill_host_agent(paths)
+        assert stranger.wait(30) == -signal.SIGKILL
 
 
 def test_asking_creates_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -75,6 +77,21 @@ async def test_one_that_is_only_starting(paths: InstancePaths) -> None:
             await eventually(lambda: is_locked(paths.lock))
             assert await take_down(paths, force=True) == ("quit", ["stopping web"])
         await qemu.process.wait()
+
+
+async def test_a_host_agent_that_hangs_is_killed_by_force(
+    paths: InstancePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hostagent.api_client._ANSWER_BOUND", 0.2)
+    async with living_qemu(paths) as qemu:
+        await start_agent(paths, lambda _: None)
+        agent = int(paths.lock.read_text())
+        os.kill(agent, signal.SIGSTOP)
+        step, shown = await take_down(paths, force=True)
+        assert step == "quit"
+        assert "does not answer" in str(shown[-1])
+        await qemu.process.wait()
+        await eventually(lambda: not is_locked(paths.lock))
 
 
 async def test_one_that_is_being_prepared(paths: InstancePaths) -> None:

@@ -37,7 +37,8 @@ def host_name(paths: InstancePaths) -> str:
 def socket_variables(paths: InstancePaths, account: Account) -> SocketVariables:
     """What the variables stand for. The guest's UID is missing where the guest chooses it."""
     me = pwd.getpwuid(os.getuid())
-    guest = {"Home": account.home or f"/home/{account.name}", "User": account.name}
+    home = account.home or ("/root" if account.is_root else f"/home/{account.name}")
+    guest = {"Home": home, "User": account.name}
     if account.uid is not None:
         guest["UID"] = str(account.uid)
     host = {"Dir": str(paths.directory), "Home": me.pw_dir, "User": me.pw_name, "UID": str(me.pw_uid)}

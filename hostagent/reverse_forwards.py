@@ -40,6 +40,9 @@ CAPABILITY = "listen"
 RETRY = 0.5
 """Seconds until something that the guest could not do is asked for again."""
 
+ASKED_AT_ONCE = 64
+"""Listeners that are asked for again at once: thousands that cannot be had must cost little."""
+
 OWNER_ONLY = 0o600
 """Mode of a socket's file in the guest: who may use it is the guest's user and root."""
 
@@ -241,11 +244,22 @@ class ReverseForwards:
             self._failed = trio.Event()
             await trio.sleep(RETRY)
             if not self._trouble:
-                for reverse in self._by_key.values():
-                    for listener in reverse.listeners:
-                        if listener.missed and listener.number not in self._by_number:
-                            self._ask(reverse, listener)
-                self._channel.flush()
+                self._ask_again()
+
+    def _ask_again(self) -> None:
+        """Ask for those of what could not be had that were asked for longest ago, and come back for the others."""
+        missed = [
+            (reverse, listener)
+            for reverse in self._by_key.values()
+            for listener in reverse.listeners
+            if listener.missed and listener.number not in self._by_number
+        ]
+        missed.sort(key=lambda pair: pair[1].number)
+        for reverse, listener in missed[:ASKED_AT_ONCE]:
+            self._ask(reverse, listener)
+        if len(missed) > ASKED_AT_ONCE:
+            self._failed.set()
+        self._channel.flush()
 
     # ------------------------------------------------------------------ the guest's clients
 

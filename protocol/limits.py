@@ -60,8 +60,9 @@ MAX_PATH = 4_096
 MAX_SOCKET_PATH = 107
 """Bytes of a unix socket's path in the guest (sun_path with its NUL has 108, unix(7))."""
 
-MAX_LISTENERS = 1_024
-"""Listeners in the guest that the host may have at once."""
+MAX_LISTENERS = 8_192
+"""Listeners in the guest that the host may have at once: two rules of 1,000 ports, for both protocols, at both loopback
+addresses."""
 
 MAX_ARGUMENTS = 1_024
 """Arguments or environment entries of a command."""

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from hostagent import reverse_forwards
 from hostagent.channel import Channel
 from hostagent.forward_rules import StandingForward
 from hostagent.forwards import Endpoint, Forward, ForwardState, SocketFile
 from hostagent.reverse_forwards import ReverseForwards
-from protocol.listener_messages import ListenFailed, Listening
+from protocol.listener_messages import ListenFailed, Listening, UnixAddress
 from protocol.messages import Message
 from protocol.ports import Protocol
 from protocol.stream_messages import ListenerTarget, SocketTarget, StreamKind
@@ -357,3 +358,19 @@ async def test_more_connections_than_allowed_are_refused(tmp_path: Path) -> None
             with await ends.client(), await ends.accept(), await ends.client() as second:
                 with trio.fail_after(BOUND):
                     assert await second.recv(1) == b""
+
+
+async def test_much_that_cannot_be_had_is_asked_for_in_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reverse_forwards, "ASKED_AT_ONCE", 2)
+    monkeypatch.setattr(reverse_forwards, "RETRY", 0.02)
+    server = Endpoint("127.0.0.1", 1)
+    wishes = [
+        StandingForward(Protocol.TCP, SocketFile(str(tmp_path / "no" / name)), server, name, reverse=True)
+        for name in "abc"
+    ]
+    async with setting(tmp_path, *wishes) as here:
+        await eventually(lambda: len(here.guest.asked) >= 9)
+        names = [message.address.path[-1] for message in here.guest.asked if isinstance(message.address, UnixAddress)]
+        assert names[:9] == list("abcabcabc")
+        (tmp_path / "no").mkdir()
+        await eventually(lambda: all(forward.state is ForwardState.LISTENING for forward in here.reverse.forwards))

@@ -46,7 +46,7 @@ from protocol.messages import (
     Status,
     StatusRequest,
 )
-from protocol.ports import Port, PortChange, PortOwner
+from protocol.ports import Port, PortChange, PortOwner, Protocol
 from protocol.stream_messages import (
     CommandTarget,
     Data,
@@ -181,10 +181,12 @@ class GuestAgent:
                 self._commands.open(stream, target)
             elif isinstance(target, ListenerTarget):
                 self._connection.refuse_stream(stream, "EPERM", "the host's streams do not come from listeners")
-            elif isinstance(target, SocketTarget) and message.kind is StreamKind.UDP:
-                self._udp.open(stream, target)
-            else:
+            elif not isinstance(target, SocketTarget):
                 self._tcp.open(stream, target)
+            elif message.kind is StreamKind.UDP:
+                self._udp.open(stream, self._watch.route(Protocol.UDP, target))
+            else:
+                self._tcp.open(stream, self._watch.route(Protocol.TCP, target))
         except Exception:
             _log.exception("%r could not be opened; it is reset", stream)
             self._connection.send_reset(stream, "bug in the guest agent; see its log")
@@ -267,6 +269,7 @@ class GuestAgent:
             **self._commands.counters,
             **self._listeners.counters,
             **{name.replace("_", " "): count for name, count in asdict(self._watch.counters()).items()},
+            **{f"NAT skipped: {reason}": count for reason, count in self._watch.skipped_rules().items()},
         }
         self._connection.send(Status(self._watch.sources(), tuple(counters.items())))
 

@@ -4,9 +4,13 @@ Events are wake-ups; a complete look at the socket table is the truth; the diffe
 told. So an event may be late, doubled, about another namespace or lost, and nothing false is ever said: the worst is a
 delay until the safety tick. A look that fails changes nothing: what was open stays open until a look shows otherwise.
 
-Three kinds of tasks: one per source (`wakeups.keep_open`), which only marks a protocol as to be looked at; the loop
+Ports that address translation opens (`nat_watch`) are merged with those of sockets: a port is open while either says
+so, and is told once. `route` says where to dial it.
+
+Four kinds of tasks: one per source (`wakeups.keep_open`), which only marks a protocol as to be looked at; the loop
 here, which looks when `DumpSchedule` says so, for each protocol apart, so that a storm of UDP binds does not delay TCP;
-and the search for owners, which runs behind, so that no port is told later because its process is hard to find.
+and the search for owners, which runs behind, so that no port is told later because its process is hard to find;
+and the reading of rules.
 
 Whoever listens (`PortSink`) is called on the event loop and must not block. `ports` and `owners` are always current,
 for a listener that has to start over.
@@ -23,6 +27,9 @@ from typing import Protocol as Seam
 import trio
 
 from guestagent.dump_schedule import Cause, DumpSchedule
+from guestagent.nat_ports import MergedPorts, NatPorts, dial_for
+from guestagent.nat_reader import NatReader
+from guestagent.nat_watch import NatWatch
 from guestagent.netlink import KernelDataError
 from guestagent.port_owner import OwnerSearch
 from guestagent.sock_diag import SocketReader
@@ -32,6 +39,7 @@ from guestagent.wakeup_netlink import DestroyedSocketsSource, NftablesSource
 from guestagent.wakeup_tracefs import TracefsSource
 from guestagent.wakeups import Source, keep_open
 from protocol.ports import Port, PortChange, PortOwner, Protocol, WakeupSource
+from protocol.stream_messages import SocketTarget
 
 OWNER_DELAY = 0.03
 """Seconds from a port's opening to the search for its owner: the news itself and the first client go first, and a burst
@@ -42,6 +50,8 @@ OWNER_REST = 10
 
 OWNER_REST_MOST = 1.0
 """Seconds after which the next search begins anyhow: one among thousands of processes must not hide later owners."""
+
+NO_CHANGE = PortChange((), ())
 
 _FAILED_LOOK_PAUSE = 0.25
 _MAX_THREAD_HINTS = 64
@@ -76,6 +86,10 @@ class WatchCounters:
     """Changes that a tick found while no events were live."""
     owner_searches: int
     """Searches through /proc."""
+    nat_reads: int
+    """Reads of the address translation rules."""
+    failed_nat_reads: int
+    """Those that gave no answer."""
 
 
 def all_sources() -> tuple[Source, ...]:
@@ -99,12 +113,15 @@ class PortWatch:
         sources: Sequence[Source] | None = None,
         reader: SocketReader | None = None,
         search: OwnerSearch | None = None,
+        nat_reader: NatReader | None = None,
     ) -> None:
         self._sink = sink
         self._sources = all_sources() if sources is None else tuple(sources)
         self._reader = reader or SocketReader()
         self._search = search or OwnerSearch()
         self._table = PortTable()
+        self._nat = NatWatch(self._rules_changed, covered=self._sees_rules, reader=nat_reader)
+        self._merged = MergedPorts(self._table)
         self._schedules: dict[Protocol, DumpSchedule] = {}
         self._woken = trio.Event()
         self._owners: dict[Port, PortOwner] = {}
@@ -118,7 +135,7 @@ class PortWatch:
     @property
     def ports(self) -> frozenset[Port]:
         """The ports that are open."""
-        return self._table.ports
+        return self._table.ports | self._merged.shown
 
     @property
     def owners(self) -> Mapping[Port, PortOwner]:
@@ -132,6 +149,7 @@ class PortWatch:
             *(state.report() for source in self._sources for state in source.states),
             WakeupSource("safety tick", True, "", self.counters().misses + self._finds),
             WakeupSource("sock_diag dump", not reason, f"{reason} (/proc/net is read)" if reason else "", 0),
+            self._nat.report(),
         )
 
     def counters(self) -> WatchCounters:
@@ -143,7 +161,18 @@ class PortWatch:
             misses=sum(schedule.misses for schedule in self._schedules.values()),
             finds=self._finds,
             owner_searches=self._searches,
+            nat_reads=self._nat.counters().reads,
+            failed_nat_reads=self._nat.counters().failed_reads,
         )
+
+    def skipped_rules(self) -> dict[str, int]:
+        """What translation rules were left out, in words, with how many."""
+        return self._nat.skipped()
+
+    def route(self, protocol: Protocol, target: SocketTarget) -> SocketTarget:
+        """Where to dial for `target`: itself unless a translation leads elsewhere (`nat_ports`)."""
+        dial = dial_for((protocol, target.address, target.port), self._nat.ports.dials, self._table)
+        return SocketTarget(*dial) if dial else target
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Watch until cancelled; started as soon as the sink has its snapshot."""
@@ -152,6 +181,7 @@ class PortWatch:
             task_status.started()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._find_owners)
+                nursery.start_soon(self._nat.run)
                 for source in self._sources:
                     nursery.start_soon(keep_open, source, self)
                 await self._look_when_due()
@@ -168,6 +198,10 @@ class PortWatch:
         self._woken.set()
         now = trio.current_time()
         return min((self._schedules[protocol].wait(now) for protocol in protocols), default=0.0)
+
+    def wake_rules(self) -> float:
+        """Read the translation rules again; see `wakeups.Watch`."""
+        return self._nat.wake()
 
     def note_threads(self, threads: Sequence[int]) -> None:
         """Where to look for owners first. Only the last ones are kept."""
@@ -225,10 +259,9 @@ class PortWatch:
         look = self._table.update(protocol, sockets)
         change = look.change
         if change:
-            self._sink.changed(change)
             for port in change.closed:
-                self._owners.pop(port, None)
                 self._orphans.pop(port, None)
+            self._tell(change, self._merged.follow(change))
         if look.new_inodes:
             self._orphans.update(look.new_inodes)
             self._orphaned.set()
@@ -242,6 +275,32 @@ class PortWatch:
         if not self.own_inodes:
             return sockets
         return frozenset(sock for sock in sockets if sock.inode not in self.own_inodes)
+
+    def _sees_rules(self) -> bool:
+        return any(state.live and state.rules for source in self._sources for state in source.states)
+
+    def _rules_changed(self, found: NatPorts) -> None:
+        self._tell(NO_CHANGE, self._merged.replace(found.ports()))
+        now = {port: found.owners[port.protocol, port.address, port.number] for port in self._merged.shown}
+        self._tell_owners({port: owner for port, owner in now.items() if self._owners.get(port) != owner})
+
+    def _tell(self, sockets: PortChange, translated: PortChange) -> None:
+        """Tell what has changed. A port that passes from one to the other is opened first, so that it is never gone."""
+        changes: tuple[PortChange, ...] = (sockets, translated)
+        if translated and sockets:
+            opened, closed = (sockets.opened + translated.opened, sockets.closed + translated.closed)
+            changes = (PortChange(opened, ()), PortChange((), closed))
+        for change in filter(None, changes):
+            self._sink.changed(change)
+            for port in change.closed:
+                self._owners.pop(port, None)
+        owners = self._nat.ports.owners
+        self._tell_owners({port: owners[port.protocol, port.address, port.number] for port in translated.opened})
+
+    def _tell_owners(self, owners: Mapping[Port, PortOwner]) -> None:
+        if owners:
+            self._owners.update(owners)
+            self._sink.owned(owners)
 
     async def _find_owners(self) -> NoReturn:
         while True:
@@ -258,7 +317,5 @@ class PortWatch:
                 for port, inode in asked.items()
                 if inode in found and inode in self._table.inodes(port)
             }
-            if owners:
-                self._owners.update(owners)
-                self._sink.owned(owners)
+            self._tell_owners(owners)
             await trio.sleep(min(OWNER_REST * (trio.current_time() - began), OWNER_REST_MOST))

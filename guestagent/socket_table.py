@@ -211,6 +211,9 @@ class PortTable:
         """All ports that are open as of the last dump."""
         return frozenset(self._serving)
 
+    def __contains__(self, port: object) -> bool:
+        return port in self._serving
+
     def inodes(self, port: Port) -> frozenset[int]:
         """The sockets behind `port`; empty when it is not open."""
         return frozenset(socket.inode for socket in self._serving.get(port, ()))

@@ -42,7 +42,7 @@ class AuditSource:
     def __init__(self, *, may_enable: bool = True, lock: Path = LOCK) -> None:
         self._may_enable = may_enable
         self._lock = lock
-        self._state = SourceState("audit NETFILTER_CFG", NOTHING, NOTHING)
+        self._state = SourceState("audit NETFILTER_CFG", NOTHING, NOTHING, rules=True)
 
     @property
     def states(self) -> tuple[SourceState, ...]:

@@ -4,7 +4,7 @@
   announced too: those of TCP are dropped by a filter inside the kernel (a listener has no destination port), so that a
   busy server does not wake us; of UDP only the port numbers that are known to be open count.
 - nfnetlink group 7 says that nftables rules changed (iptables-nft included). A filter lets only the message through
-  that ends a transaction. It concerns ports that are no sockets; nothing is dumped for it here.
+  that ends a transaction. It concerns ports that are no sockets (`nat_watch`).
 
 A full receive buffer (ENOBUFS) means that something was lost: that counts as a wake-up for all the source sees.
 Filters are classic BPF (socket(7), SO_ATTACH_FILTER); they see the message from its netlink header on.
@@ -24,7 +24,7 @@ import trio
 from guestagent.netlink import KernelDataError
 from guestagent.sock_diag import SocketReader
 from guestagent.socket_table import parse_destroyed
-from guestagent.wakeups import NOTHING, SourceState, SourceUnavailableError, Watch, explain, went_live
+from guestagent.wakeups import NOTHING, SourceState, SourceUnavailableError, Watch, explain, wake_for, went_live
 from protocol.ports import Protocol
 
 NETLINK_SOCK_DIAG, NETLINK_NETFILTER = 4, 12
@@ -105,7 +105,7 @@ async def follow(
         if protocols is None:
             continue
         state.wakeups += 1
-        pause = watch.wake(protocols)
+        pause = wake_for(state, watch, protocols)
         if pause > 0:
             await trio.sleep(pause)
 
@@ -157,7 +157,7 @@ class NftablesSource:
     """nfnetlink's notices of committed nftables transactions, in this network namespace."""
 
     def __init__(self) -> None:
-        self._state = SourceState("nfnetlink nftables", NOTHING, NOTHING)
+        self._state = SourceState("nfnetlink nftables", NOTHING, NOTHING, rules=True)
 
     @property
     def states(self) -> tuple[SourceState, ...]:

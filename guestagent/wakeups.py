@@ -1,8 +1,9 @@
 """The seam between the port watch and the kernel's ways of saying "look again".
 
 A source owns its file descriptors, wakes the port watch, and knows what it can see: the opening or closing of which
-protocol's ports. It promises nothing else. Every source is optional: when it cannot be opened, or dies, it says why in
-words and is tried again with growing pauses, while the port watch looks more often at what nobody watches over.
+protocol's ports, or changes of the address translation rules. It promises nothing else. Every source is optional: when
+it cannot be opened, or dies, it says why in words and is tried again with growing pauses, while the port watch looks
+more often at what nobody watches over.
 
 Each wake-up is answered with the number of seconds during which further ones would change nothing. A source sleeps that
 long before it reads again, so that a storm of events costs the same bounded CPU as a few of them.
@@ -47,6 +48,8 @@ class SourceState:
     """Protocols whose opening ports it sees."""
     closing: frozenset[Protocol]
     """Protocols whose closing ports it sees."""
+    rules: bool = False
+    """Whether it sees changes of address translation rules, and not sockets."""
     live: bool = False
     reason: str = "not tried yet"
     wakeups: int = field(default=0)
@@ -76,6 +79,12 @@ class Watch(Seam):
         """Look again at `protocols`.
 
         Returns the seconds during which further wake-ups for the same protocols change nothing.
+        """
+
+    def wake_rules(self) -> float:
+        """Read the address translation rules again.
+
+        Returns the seconds during which further wake-ups change nothing.
         """
 
     def note_threads(self, threads: Sequence[int]) -> None:
@@ -108,15 +117,21 @@ async def keep_open(source: Source, watch: Watch) -> NoReturn:
                 state.down(str(exc))
         if was_live:
             pause = FIRST_PAUSE
-            watch.wake(frozenset().union(*(state.covers for state in source.states)))
+            for state in source.states:
+                wake_for(state, watch, state.covers)
         await trio.sleep(pause)
         pause = min(pause * 2, LONGEST_PAUSE)
+
+
+def wake_for(state: SourceState, watch: Watch, protocols: frozenset[Protocol]) -> float:
+    """Wake `watch` for what `state` sees: `protocols` among the sockets, or the rules. See `Watch.wake`."""
+    return watch.wake_rules() if state.rules else watch.wake(protocols)
 
 
 def went_live(state: SourceState, watch: Watch) -> None:
     """Mark `state` up, and have everything it sees looked at once, since it has not seen what came before."""
     state.up()
-    watch.wake(state.covers)
+    wake_for(state, watch, state.covers)
 
 
 def explain(exc: OSError, what: str) -> str:

@@ -96,7 +96,16 @@ def locate(
                     dials[key] = (claim.target.address or LOOPBACK[version], claim.target.port_for(number))
                     owners[key] = owner_of(claim.origin, claim.comment)
         yield None
+    for key in [key for key in dials if _is_repeated(key, dials)]:
+        del dials[key], owners[key]
     yield NatPorts(dials, owners, dict(skipped))
+
+
+def _is_repeated(key: PortKey, dials: Mapping[PortKey, Dial]) -> bool:
+    """Whether the port at all addresses leads to the same target as that at one of them."""
+    protocol, address, number = key
+    everywhere = (protocol, WILDCARD[6 if ":" in address else 4], number)
+    return everywhere != key and dials.get(everywhere) == dials[key]
 
 
 def _addresses(packets: Packets, version: int, own: tuple[OwnAddress, ...]) -> Iterator[str]:
@@ -173,11 +182,18 @@ class MergedPorts:
 
 
 def dial_for(key: PortKey, dials: Mapping[PortKey, Dial], sockets: Container[Port]) -> Dial | None:
-    """Where to dial the port `key` because of a translation; None where none concerns it."""
+    """Where to dial the port `key` because of a translation; None where none concerns it.
+
+    What no socket serves at one address is what translations make of all addresses.
+    """
+    if not dials:
+        return None
     if dial := dials.get(key):
         return dial
     protocol, address, number = key
-    ipv4 = (protocol, WILDCARD[4], number)
-    if address == WILDCARD[6] and ipv4 in dials and Port(*ipv4) not in sockets:
-        return dials[ipv4]
-    return None
+    same_version = WILDCARD[6] if ":" in address else WILDCARD[4]
+    everywhere = dials.get((protocol, same_version, number))
+    if address == WILDCARD[6] and Port(protocol, WILDCARD[4], number) not in sockets:
+        return dials.get((protocol, WILDCARD[4], number))
+    served = Port(protocol, address, number) in sockets or Port(protocol, same_version, number) in sockets
+    return None if served else everywhere

@@ -10,8 +10,8 @@ A look never changes what it looks at: asking iptables-legacy for its nat table 
 the dump worthless, as NLM_F_DUMP_INTR does: it is taken again, a few times, and then `RulesChangingError` says so.
 Nothing here ever means "there are no rules" because it could not be read.
 
-Sockets are opened by `prepare` on the event loop, so that they belong to its network namespace; `read` blocks, for a
-bounded time, and is for a worker thread: most of it is the kernel at work, without the interpreter's lock.
+Sockets are opened on the event loop, so that they belong to its network namespace. Then a worker thread reads, for a
+bounded time: most of it is the kernel at work, without the interpreter's lock. It never outlives the task that asked.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ import errno
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import trio
 
 from guestagent import netlink, nft_dump
 from guestagent.iptables_table import ENTRIES_HEADER, INFO, parse_info
@@ -80,7 +83,7 @@ class NatReader:
 
     @contextlib.contextmanager
     def prepared(self) -> Iterator[PreparedSockets]:
-        """The sockets for one `read`, of the caller's network namespace. Raises `OSError`."""
+        """The sockets for one `read_blocking`, of the caller's network namespace. Raises `OSError`."""
         with contextlib.ExitStack() as stack:
             route = stack.enter_context(_netlink_socket(_NETLINK_ROUTE))
             nftables = None
@@ -96,11 +99,21 @@ class NatReader:
             }
             yield PreparedSockets(route, nftables, legacy)
 
-    def read(self, sockets: PreparedSockets) -> RawRules:
-        """The rules as they are now.
+    async def read(self) -> tuple[RawRules, float]:
+        """The rules as they are now, and the seconds of CPU that it took to read them.
 
-        Blocks. Raises `OSError`, `KernelDataError`, `RulesChangingError` or `RulesTooLargeError`: nothing is known.
+        Raises `OSError`, `KernelDataError`, `RulesChangingError` or `RulesTooLargeError`: then nothing is known.
         """
+        with self.prepared() as sockets:
+            return await trio.to_thread.run_sync(self._read_timed, sockets)
+
+    def _read_timed(self, sockets: PreparedSockets) -> tuple[RawRules, float]:
+        began = time.thread_time()
+        raw = self.read_blocking(sockets)
+        return raw, time.thread_time() - began
+
+    def read_blocking(self, sockets: PreparedSockets) -> RawRules:
+        """As `read`, in the calling thread."""
         for _ in range(_ATTEMPTS):
             self._received = 0
             try:

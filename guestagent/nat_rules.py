@@ -199,7 +199,7 @@ class Rule:
     origin: str = ""
     """Which tool writes such rules: "nftables" or "iptables"."""
     comment: str = ""
-    """As its writer left it: any text."""
+    """As its writer left it: any text. What a rule without one leads to has that of the rule that led there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -251,9 +251,9 @@ class Evaluation:
         """Walk all hooks, the earliest first. Raises `RulesTooComplexError`."""
         for hook in sorted(self.rules.hooks, key=lambda hook: (hook.output, hook.priority)):
             self._output, self._stopped = hook.output, []
-            yield from self._walk(hook.chain, Packets(families=hook.families), 0)
+            yield from self._walk(hook.chain, Packets(families=hook.families), 0, "")
 
-    def _walk(self, chain: str, packets: Packets, depth: int) -> Iterator[None]:
+    def _walk(self, chain: str, packets: Packets, depth: int, comment: str) -> Iterator[None]:
         # What a port's translation is does not depend on the hook once the destination is known to be local.
         seen = (chain, packets, self._output and not packets.local)
         if depth > _MAX_DEPTH:
@@ -272,20 +272,20 @@ class Evaluation:
             for case in rule.cases:
                 for part in left:
                     if common := part.meet(case.packets):
-                        yield from self._apply(rule, case, common, depth)
+                        yield from self._apply(rule, case, common, depth, rule.comment or comment)
                 if case.verdict in (Verdict.RETURN, Verdict.GOTO) and _closes(case):
                     left = [piece for part in left for piece in part.minus(case.packets)][:_MAX_PIECES]
             yield
 
-    def _apply(self, rule: Rule, case: Case, common: Packets, depth: int) -> Iterator[None]:
+    def _apply(self, rule: Rule, case: Case, common: Packets, depth: int, comment: str) -> Iterator[None]:
         if case.target is not None:
-            self._claim(rule, case.target, common)
+            self._claim(common, Claim(common, case.target, rule.origin, comment))
         elif case.verdict in (Verdict.JUMP, Verdict.GOTO):
-            yield from self._walk(case.chain, common, depth + 1)
+            yield from self._walk(case.chain, common, depth + 1, comment)
         elif case.verdict is Verdict.STOP and case.exact and common.all_arrivals and len(self._stopped) < _MAX_PIECES:
             self._stopped.append(common)
 
-    def _claim(self, rule: Rule, target: Target, packets: Packets) -> None:
+    def _claim(self, packets: Packets, claim: Claim) -> None:
         if self._output and not packets.local and packets.address is None:
             return  # about what the guest's programs send to anywhere, and not about a port of the guest
         if sum(last - first + 1 for first, last in packets.ports) > WIDEST:
@@ -298,7 +298,7 @@ class Evaluation:
             keys = ((f, p, n) for f in part.families for p in part.protocols for a, b in part.ports
                     for n in range(a, b + 1))  # fmt: skip
             for key in keys:
-                self._claim_port(key, Claim(part, target, rule.origin, rule.comment))
+                self._claim_port(key, replace(claim, packets=part))
 
     def _claim_port(self, key: ClaimKey, claim: Claim) -> None:
         earlier = self.claims.get(key)

@@ -20,12 +20,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
+from typing import Protocol as Seam
 
 import trio
 
 from guestagent.nat_contents import Interpreter, RawRules
 from guestagent.nat_ports import NO_PORTS, NatPorts
-from guestagent.nat_reader import NatReader, PreparedSockets, RulesChangingError, RulesTooLargeError
+from guestagent.nat_reader import NatReader, RulesChangingError, RulesTooLargeError
 from guestagent.nat_rules import RulesTooComplexError
 from guestagent.netlink import KernelDataError
 from guestagent.wakeups import explain
@@ -49,6 +50,13 @@ _MOST_NAMED = 8
 _Problem = (OSError, KernelDataError, RulesChangingError, RulesTooLargeError, RulesTooComplexError)
 
 
+class RuleReader(Seam):
+    """Where the rules come from: `NatReader`, or a test."""
+
+    async def read(self) -> tuple[RawRules, float]:
+        """The rules as they are now, and what it took in seconds of CPU. Raises what `NatReader.read` raises."""
+
+
 @dataclass(frozen=True, slots=True)
 class NatCounters:
     """What was done so far."""
@@ -65,7 +73,7 @@ class NatWatch:
         changed: Callable[[NatPorts], None],
         *,
         covered: Callable[[], bool],
-        reader: NatReader | None = None,
+        reader: RuleReader | None = None,
     ) -> None:
         self._changed = changed
         self._covered = covered
@@ -123,15 +131,9 @@ class NatWatch:
                 await self._woken.wait()
 
     async def _read(self) -> NatPorts:
-        with self._reader.prepared() as sockets:
-            raw, cost = await trio.to_thread.run_sync(self._read_timed, sockets)
+        raw, cost = await self._reader.read()
         self._cost += cost
         return await self._interpret(raw)
-
-    def _read_timed(self, sockets: PreparedSockets) -> tuple[RawRules, float]:
-        began = time.thread_time()
-        raw = self._reader.read(sockets)
-        return raw, time.thread_time() - began
 
     async def _interpret(self, raw: RawRules) -> NatPorts:
         last: NatPorts | None = None

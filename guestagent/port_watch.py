@@ -28,8 +28,7 @@ import trio
 
 from guestagent.dump_schedule import Cause, DumpSchedule
 from guestagent.nat_ports import MergedPorts, NatPorts, dial_for
-from guestagent.nat_reader import NatReader
-from guestagent.nat_watch import NatWatch
+from guestagent.nat_watch import NatWatch, RuleReader
 from guestagent.netlink import KernelDataError
 from guestagent.port_owner import OwnerSearch
 from guestagent.sock_diag import SocketReader
@@ -113,7 +112,7 @@ class PortWatch:
         sources: Sequence[Source] | None = None,
         reader: SocketReader | None = None,
         search: OwnerSearch | None = None,
-        nat_reader: NatReader | None = None,
+        nat_reader: RuleReader | None = None,
     ) -> None:
         self._sink = sink
         self._sources = all_sources() if sources is None else tuple(sources)

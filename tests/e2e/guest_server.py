@@ -358,10 +358,22 @@ def do_run(command: str, limit: float = 30.0) -> dict[str, Any]:
     return {"status": done.returncode, "output": done.stdout.decode(errors="replace")}
 
 
+def do_netlink(protocol: int, messages: str, answers: int) -> dict[str, Any]:
+    """Sends hexadecimal netlink messages in one go, and raises what the first refusal among the answers says."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol) as link:
+        link.settimeout(5)
+        link.send(bytes.fromhex(messages))
+        for _ in range(answers):
+            (number,) = struct.unpack_from("=i", link.recv(1 << 16), 16)
+            if number:
+                raise OSError(-number, os.strerror(-number))
+    return {}
+
+
 REQUESTS: dict[str, Callable[..., dict[str, Any]]] = {
     "hello": do_hello, "tcp": do_tcp, "udp": do_udp, "bind": do_bind, "listen": do_listen, "close": do_close,
     "unix": do_unix, "close_path": do_close_path, "ask": do_ask, "ask_udp": do_ask_udp,
-    "stat": do_stat, "processes": do_processes, "run": do_run,
+    "stat": do_stat, "processes": do_processes, "run": do_run, "netlink": do_netlink,
 }  # fmt: skip
 
 

@@ -112,6 +112,10 @@ class GuestServer:
         """KiB of agent and supervisor together."""
         return sum(int(process["memory"]) for process in await self.processes(AGENT))
 
+    async def netlink(self, messages: bytes, answers: int, protocol: int = 12) -> None:
+        """Send `messages` to the kernel, by default to netfilter, and have so many of them acknowledged."""
+        await self.request("netlink", protocol=protocol, messages=messages.hex(), answers=answers)
+
     async def run(self, command: str, limit: float = 30.0) -> Ran:
         """Run `command` with the guest's /bin/sh, at most `limit` seconds."""
         return Ran(**await self.request("run", seconds=limit + 5, command=command, limit=limit))

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.tiny_guest
 
 TRACEFS, KPROBE = "tracefs inet_sock_set_state", "kprobe udp_lib_get_port"
 TCP_DESTROY, UDP_DESTROY, DUMP = "sock_diag tcp destroy", "sock_diag udp destroy", "sock_diag dump"
-NFTABLES, AUDIT = "nfnetlink nftables", "audit NETFILTER_CFG"
+NFTABLES, AUDIT, RULES = "nfnetlink nftables", "audit NETFILTER_CFG", "NAT rules"
 
 HIDE_TRACEFS = "umount /sys/kernel/tracing; mount -t tmpfs tmpfs /sys/kernel"
 HIDE_SOCK_DIAG = "rmmod tcp_diag udp_diag inet_diag"
@@ -29,11 +29,11 @@ CASES = {
     "no sock_diag": (f"{HIDE_SOCK_DIAG}; guestagent", {DUMP: "module missing", TCP_DESTROY: "", UDP_DESTROY: ""}),
     "no rights": (
         AS_NOBODY,
-        dict.fromkeys((TRACEFS, KPROBE, NFTABLES, AUDIT), "not permitted"),
+        dict.fromkeys((TRACEFS, KPROBE, NFTABLES, AUDIT, RULES), "not permitted"),
     ),
     "nothing": (
         f"{HIDE_TRACEFS}; {HIDE_SOCK_DIAG}; {AS_NOBODY}",
-        dict.fromkeys((TRACEFS, KPROBE, TCP_DESTROY, UDP_DESTROY, NFTABLES, AUDIT, DUMP), ""),
+        dict.fromkeys((TRACEFS, KPROBE, TCP_DESTROY, UDP_DESTROY, NFTABLES, AUDIT, DUMP, RULES), ""),
     ),
 }
 

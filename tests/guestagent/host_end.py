@@ -15,7 +15,8 @@ import trio
 from guestagent.agent import GuestAgent
 from guestagent.channel import WAITS, Port
 from guestagent.command_groups import CommandGroups
-from guestagent.port_watch import PortWatch
+from guestagent.nat_contents import RawRules
+from guestagent.port_watch import PortSink, PortWatch
 from protocol.connection import Connection, Event, GenerationEnded, GenerationStarted, Role
 from protocol.limits import PROTOCOL_VERSIONS
 from protocol.link import Link, PeerAwayError
@@ -273,12 +274,24 @@ async def guest_and_host(folder: Path) -> AsyncIterator[tuple[GuestAgent, HostEn
         listener.setblocking(False)
         async with trio.open_nursery() as nursery:
             host = HostEnd(listener)
-            agent = GuestAgent(str(path), "1.2.3", nursery, CommandGroups(), lambda sink: PortWatch(sink, sources=()))
+            agent = GuestAgent(str(path), "1.2.3", nursery, CommandGroups(), _quiet_watch)
             nursery.start_soon(host.run)
             nursery.start_soon(_run, agent, host.agent_scope)
             await host.generation(1)
             yield agent, host
             nursery.cancel_scope.cancel()
+
+
+class NoRules:
+    """A kernel without address translation rules, which are read without any descriptor."""
+
+    async def read(self) -> tuple[RawRules, float]:
+        await trio.lowlevel.checkpoint()
+        return RawRules(), 0.0
+
+
+def _quiet_watch(sink: PortSink) -> PortWatch:
+    return PortWatch(sink, sources=(), nat_reader=NoRules())
 
 
 def open_descriptors() -> set[str]:

@@ -16,10 +16,17 @@ class RecordingWatch:
         self.known = set(known)
         self.woken: list[frozenset[Protocol]] = []
         self.threads: list[int] = []
+        self.rule_wakeups = 0
         self._news = trio.Event()
 
     def wake(self, protocols: frozenset[Protocol]) -> float:
         self.woken.append(protocols)
+        self._news.set()
+        self._news = trio.Event()
+        return 0.0
+
+    def wake_rules(self) -> float:
+        self.rule_wakeups += 1
         self._news.set()
         self._news = trio.Event()
         return 0.0
@@ -36,6 +43,12 @@ class RecordingWatch:
             while protocols not in self.woken:
                 await self._news.wait()
 
+    async def until_woken_for_rules(self) -> None:
+        """Wait until a wake-up for the rules has come since the last `forget`."""
+        with trio.fail_after(10):
+            while not self.rule_wakeups:
+                await self._news.wait()
+
     def forget(self) -> None:
         """Start to remember anew."""
-        self.woken, self.threads = [], []
+        self.woken, self.threads, self.rule_wakeups = [], [], 0

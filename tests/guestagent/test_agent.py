@@ -88,7 +88,7 @@ async def test_a_generation_begins_with_all_ports_and_the_status(both: tuple[Gue
     assert host.guest is not None
     assert host.guest.agent_version == "1.2.3"
     assert dict(status.counters)["generations"] == 2
-    assert [source.name for source in status.sources][-1] == "sock_diag dump"
+    assert [source.name for source in status.sources][-2:] == ["sock_diag dump", "NAT rules"]
 
 
 async def test_the_owners_that_are_known_follow_the_ports(both: tuple[GuestAgent, HostEnd]) -> None:

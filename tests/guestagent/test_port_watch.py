@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from typing import NoReturn
@@ -18,10 +19,11 @@ from guestagent.port_owner import OwnerSearch
 from guestagent.port_watch import PortWatch, all_sources
 from guestagent.sock_diag import SocketReader
 from guestagent.socket_table import ListeningSocket, SocketState
-from guestagent.wakeup_netlink import DestroyedSocketsSource
+from guestagent.wakeup_netlink import DestroyedSocketsSource, NftablesSource
 from guestagent.wakeup_tracefs import TracefsSource
 from guestagent.wakeups import TCP_AND_UDP, Source, SourceState, SourceUnavailableError, Watch, went_live
-from protocol.ports import Port, PortChange, PortOwner, Protocol
+from protocol.ports import Port, PortChange, PortKind, PortOwner, Protocol
+from protocol.stream_messages import SocketTarget
 from tests.guestagent.network_namespace import network_namespace
 
 
@@ -344,3 +346,82 @@ async def test_owners_come_later_and_only_of_ports_that_are_still_theirs(
 
 def test_ticks_leave_time_for_late_events() -> None:
     assert LATE < SAFETY_TICK
+
+
+# --- ports that are no sockets ----------------------------------------------------------------------------------------
+
+
+def nft(rules: str) -> None:
+    subprocess.run(["nft", "--file", "-"], input=rules, text=True, check=True)
+
+
+def translating(*rules: str) -> str:
+    chain = "\n".join(("type nat hook prerouting priority dstnat;", *rules))
+    return f"table ip test {{\nchain prerouting {{\n{chain}\n}}\n}}\n"
+
+
+NAT_PORT = Port(Protocol.TCP, "0.0.0.0", 8080, PortKind.NAT)
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("events", [True, False])
+async def test_a_translated_port_is_told_with_its_target_and_its_rule(events: bool) -> None:
+    sink = RecordingSink()
+    watch = PortWatch(sink, sources=[NftablesSource()] if events else [])
+    target = SocketTarget("0.0.0.0", 8080)
+    async with watching(watch):
+        assert watch.route(Protocol.TCP, target) == target
+        nft(translating('tcp dport 8080 dnat to 10.0.0.2:80 comment "web"'))
+        await sink.until(lambda: sink.ports == {NAT_PORT})
+        await sink.until(lambda: NAT_PORT in sink.owners)
+        assert sink.owners[NAT_PORT] == PortOwner("nftables rule", 0, 0, "web")
+        assert watch.ports == {NAT_PORT}
+        assert watch.route(Protocol.TCP, target) == SocketTarget("10.0.0.2", 80)
+        assert watch.route(Protocol.UDP, target) == target
+        nft("delete table ip test")
+        await sink.until(lambda: not sink.ports)
+        assert not watch.owners
+    assert watch.counters().failed_nat_reads == 0
+    assert any(source.name == "NAT rules" and source.live for source in watch.sources())
+
+
+@pytest.mark.usefixtures("namespace")
+@pytest.mark.parametrize("address", ["0.0.0.0", "::"])
+async def test_a_port_that_a_socket_and_a_rule_open_is_one_and_is_open_while_either_is(address: str) -> None:
+    sink = RecordingSink()
+    watch = PortWatch(sink, sources=real_sources())
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    async with watching(watch):
+        held = socket.socket(family)
+        held.bind((address, 8080))
+        held.listen()
+        port = Port(Protocol.TCP, address, 8080)
+        await sink.until(lambda: sink.ports == {port})
+        nft(translating("tcp dport 8080 dnat to 10.0.0.2:80", "tcp dport 8081 dnat to 10.0.0.2:81"))
+        other = Port(Protocol.TCP, "0.0.0.0", 8081, PortKind.NAT)
+        await sink.until(lambda: sink.ports == {port, other})
+        assert watch.route(Protocol.TCP, SocketTarget(address, 8080)) == SocketTarget("10.0.0.2", 80)
+        first = len(sink.changes)
+        held.close()
+        await sink.until(lambda: sink.ports == {NAT_PORT, other})
+        opened_first = [bool(change.opened) for _, change in sink.changes[first:]]
+        assert opened_first == [True, False]
+        nft("flush chain ip test prerouting")
+        await sink.until(lambda: not sink.ports)
+
+
+@pytest.mark.usefixtures("namespace")
+async def test_listeners_and_rules_of_another_namespace_are_not_ours() -> None:
+    sink = RecordingSink()
+    watch = PortWatch(sink, sources=real_sources())
+    async with watching(watch):
+        with network_namespace():
+            theirs, _ = bind(*ADDRESSES[0])
+            nft(translating("tcp dport 8080 dnat to 10.0.0.2:80"))
+        ours, port = bind(*ADDRESSES[0])
+        await sink.until(lambda: port in sink.ports)
+        nft(translating("tcp dport 8081 dnat to 10.0.0.2:80"))
+        await sink.until(lambda: len(sink.ports) == 2)
+        assert sink.ports == {port, Port(Protocol.TCP, "0.0.0.0", 8081, PortKind.NAT)}
+        theirs.close()
+        ours.close()

@@ -13,7 +13,7 @@ from pyroute2.nftables.main import NFTables
 
 from guestagent.audit_records import Enabled
 from guestagent.wakeup_audit import AuditSource, _Control
-from guestagent.wakeups import NOTHING, SourceUnavailableError
+from guestagent.wakeups import SourceUnavailableError
 from tests.guestagent.network_namespace import network_namespace
 from tests.guestagent.recording_watch import RecordingWatch
 
@@ -27,7 +27,7 @@ def enabled() -> Enabled:
 async def listening(source: AuditSource, watch: RecordingWatch) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(source.run, watch)
-        await watch.until_woken_for(NOTHING)
+        await watch.until_woken_for_rules()
         watch.forget()
         yield
         nursery.cancel_scope.cancel()
@@ -38,7 +38,7 @@ async def test_a_changed_rule_in_any_namespace_wakes() -> None:
     async with listening(source, watch):
         with network_namespace(), NFTables(nfgen_family=1) as rules:
             rules.table("add", name="hostagent_test")
-        await watch.until_woken_for(NOTHING)
+        await watch.until_woken_for_rules()
     assert source.states[0].wakeups >= 1
 
 

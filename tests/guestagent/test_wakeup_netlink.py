@@ -36,7 +36,8 @@ def _namespace() -> Iterator[None]:
 async def listening(source: Source, watch: RecordingWatch) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(source.run, watch)
-        await watch.until_woken_for(source.states[0].covers)
+        state = source.states[0]
+        await (watch.until_woken_for_rules() if state.rules else watch.until_woken_for(state.covers))
         assert source.states[0].live
         watch.forget()
         yield
@@ -77,10 +78,10 @@ async def test_a_changed_rule_wakes_once_per_transaction() -> None:
     async with listening(source, watch):
         with NFTables(nfgen_family=1) as rules:
             rules.table("add", name="hostagent_test")
-            await watch.until_woken_for(NOTHING)
+            await watch.until_woken_for_rules()
             watch.forget()
             rules.table("del", name="hostagent_test")
-            await watch.until_woken_for(NOTHING)
+            await watch.until_woken_for_rules()
     assert source.states[0].wakeups == 2
 
 

@@ -218,7 +218,11 @@ def _endpoints(endpoints: Sequence[EndpointShape | SocketShape]) -> str:
 
 def _process(port: PortShape) -> str:
     owner = port["owner"]
-    return f"{owner['process']} ({owner['pid']})" if owner else "-"
+    if not owner:
+        return "-"
+    if not owner["pid"]:  # no process, but a rule; its unit is what it says of itself
+        return f"{owner['process']} ({owner['unit']})" if owner["unit"] else owner["process"]
+    return f"{owner['process']} ({owner['pid']})"
 
 
 def _connections(port: PortShape) -> str:

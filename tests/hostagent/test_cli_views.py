@@ -110,6 +110,14 @@ def test_wide_characters_keep_the_columns() -> None:
     )
 
 
+def test_a_port_that_a_rule_opens_names_the_rule() -> None:
+    port = port_shape(web_forward())
+    rules = [OwnerShape(process="iptables rule", pid=0, uid=0, unit=unit) for unit in ("", "cbr/0123456789ab")]
+    unnamed, named = (cli_views.port_lines([PortShape(**{**port, "owner": rule})])[1] for rule in rules)
+    assert "  iptables rule  " in unnamed
+    assert "  iptables rule (cbr/0123456789ab)  " in named
+
+
 def test_other_endpoints_are_spelled_out() -> None:
     port = port_shape(web_forward())
     several = PortShape(

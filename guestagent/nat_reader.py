@@ -3,7 +3,10 @@
 **How, and what was rejected.** Straight from the kernel, in its binary form: nfnetlink dumps for nftables (iptables-nft
 is that too), IPT_SO_GET_ENTRIES for iptables-legacy. That needs no program in the guest, starts none, and sees exactly
 what the kernel acts on. Rejected were the tools, which a minimal guest need not have (an engine in a container brings
-its own) and each of which sees only its own kind of rules; and pyroute2, whose figures are in PYROUTE2_FIGURES below.
+its own) and each of which sees only its own kind of rules; and pyroute2, which costs 12 MiB of resident memory and
+0.14 s as soon as it is imported, rules or not, of the 45 MiB that the agent may have, and lacks iptables-legacy. With
+5,000 rules of iptables-nft, in one process with trio and the agent (31 MiB): 67 MiB with pyroute2, which then has read
+them but not understood them, 47 MiB with this. (Python 3.11, x86-64, November 2026.)
 
 A look never changes what it looks at: asking iptables-legacy for its nat table would create it, so
 /proc/net/ip_tables_names is asked first. A changed generation of the rules (NFT_MSG_GETGEN) while they are dumped makes

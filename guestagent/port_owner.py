@@ -33,6 +33,9 @@ _READ_SIZE = 4096
 _SHORT_ID = 12
 _SOCKET_LINK = re.compile(r"socket:\[([0-9]{1,20})\]")
 _CONTAINER = re.compile(r"(?:([a-z][a-z0-9-]{0,30})-)?([0-9a-f]{64})(?:\.scope)?")
+_ENGINE_OPTIONS = {"conmon": ("podman", "-n"), "docker-proxy": ("docker", "-container-ip")}
+"""Processes that hold ports for containers: the engine's name, and the option that says for which."""
+
 _GONE = (FileNotFoundError, ProcessLookupError, PermissionError, NotADirectoryError)
 
 
@@ -111,7 +114,10 @@ class OwnerSearch:
         if len(self._holders) > _REMEMBERED:
             del self._holders[next(iter(self._holders))]
         name = _printable(self._read(pid, "comm").removesuffix("\n"), MAX_PROCESS_NAME)
-        return PortOwner(process=name, pid=pid, uid=uid, unit=unit_of(self._read(pid, "cgroup")))
+        unit = unit_of(self._read(pid, "cgroup"))
+        if name in _ENGINE_OPTIONS:
+            unit = container_of(name, self._read(pid, "cmdline")) or unit
+        return PortOwner(process=name, pid=pid, uid=uid, unit=unit)
 
     def _read(self, pid: int, file: str) -> str:
         try:
@@ -119,6 +125,18 @@ class OwnerSearch:
                 return (status.read(_READ_SIZE) or b"").decode("utf-8", "replace")
         except _GONE:
             return ""
+
+
+def container_of(process: str, command_line: str) -> str:
+    """The container that a container engine's `process` holds a port for, as its command line (proc(5)) says.
+
+    conmon has the container's name, docker-proxy only its address. Anybody can call a process that: it is text.
+    """
+    engine, option = _ENGINE_OPTIONS[process]
+    arguments = command_line.split("\0")
+    if option not in arguments[:-1]:
+        return ""
+    return _printable(f"{engine}/{arguments[arguments.index(option) + 1]}", MAX_UNIT_NAME)
 
 
 def unit_of(cgroup: str) -> str:

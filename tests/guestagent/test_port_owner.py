@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guestagent import port_owner
-from guestagent.port_owner import MAX_PROCESS_NAME, MAX_UNIT_NAME, OwnerSearch, unit_of
+from guestagent.port_owner import MAX_PROCESS_NAME, MAX_UNIT_NAME, OwnerSearch, container_of, unit_of
 from protocol.ports import PortOwner
 
 CONTAINER = "0123456789abcdef" * 4
@@ -170,3 +170,36 @@ def test_any_cgroup_text_gives_a_bounded_printable_unit(text: str) -> None:
         unit = unit_of(cgroup)
         assert len(unit) <= MAX_UNIT_NAME
         assert unit.isprintable()
+
+
+ENGINES = {
+    "conmon": ("conmon\0--api-version\x001\0-c\x000123\0-n\0web\0--exit-dir\0/run\0", "podman/web"),
+    "docker-proxy": ("/usr/bin/docker-proxy\0-proto\0tcp\0-container-ip\x00172.17.0.2\0", "docker/172.17.0.2"),
+}
+
+
+@pytest.mark.parametrize("process", ENGINES)
+async def test_an_engines_process_names_its_container(process: str, proc: MadeUpProc) -> None:
+    command_line, unit = ENGINES[process]
+    proc.add(100, 7, comm=process, cgroup="0::/system.slice/engine.service\n")
+    (proc.root / "100" / "cmdline").write_text(command_line)
+    proc.add(101, 8, comm=process, cgroup="0::/system.slice/engine.service\n")
+    proc.add(102, 9, comm="server", cgroup="0::/system.slice/web.service\n")
+    (proc.root / "102" / "cmdline").write_text(command_line)
+    found = await OwnerSearch(proc.root).find({7, 8, 9})
+    assert found[7].unit == unit
+    assert found[8].unit == "engine.service"
+    assert found[9].unit == "web.service"
+
+
+@given(st.sampled_from(sorted(ENGINES)), st.text())
+def test_any_command_line_gives_a_bounded_printable_container(process: str, text: str) -> None:
+    for command_line in (
+        text,
+        ENGINES[process][0].rpartition("\0")[0] + text,
+        f"x\0-n\0{text}",
+        f"x\0-container-ip\0{text}",
+    ):
+        container = container_of(process, command_line)
+        assert container.isprintable()
+        assert len(container) <= MAX_UNIT_NAME

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from protocol.ports import Port, PortKind, Protocol
+from protocol.ports import PortOwner, Protocol
 from tests.e2e.clients import exchange, receive_to_end, tcp_client, udp_client
 from tests.e2e.host_side import HostSide
 from tests.e2e.nft_batch import Transaction, translation, without
@@ -22,10 +22,14 @@ async def apply(tiny: SharedGuest, change: Transaction) -> None:
     await tiny.server.netlink(change.messages, change.answers)
 
 
-def is_translated(host: HostSide, port: int) -> bool:
-    """Whether the host was told of the guest's `port` as one that a rule opens."""
-    forward = host.forward(port)
-    return forward is not None and forward.guest == Port(Protocol.TCP, "0.0.0.0", port, PortKind.NAT)
+async def owned_by_rule(host: HostSide, port: int) -> None:
+    """Wait until the host was told that a rule opens the guest's `port`."""
+
+    def is_owned() -> bool:
+        forward = host.forward(port)
+        return forward is not None and forward.owner == PortOwner("nftables rule", 0, 0)
+
+    await host.wait_until(is_owned)
 
 
 async def test_a_translated_tcp_port_works_although_the_guest_itself_is_refused(
@@ -36,7 +40,7 @@ async def test_a_translated_tcp_port_works_although_the_guest_itself_is_refused(
     await host.listening(28_000)
     async with tcp_client(28_000) as client:
         assert await receive_to_end(client) == b"hello\n"
-    assert is_translated(host, 28_000)
+    await owned_by_rule(host, 28_000)
     # A rule of prerouting does not concern what the guest itself sends: dialling 127.0.0.1 there would not have done.
     assert "refused" in (await tiny.server.run("nc -w 2 127.0.0.1 28000 </dev/null")).output.lower()
     await apply(tiny, without("published"))
@@ -61,7 +65,7 @@ async def test_a_port_stays_while_a_rule_or_a_socket_opens_it(tiny: SharedGuest,
     await host.listening(28_004)
     await apply(tiny, translation("published", Protocol.TCP, 28_004, GUEST, 28_005))
     await tiny.server.close(28_004)
-    await host.wait_until(lambda: is_translated(host, 28_004))
+    await owned_by_rule(host, 28_004)
     async with tcp_client(28_004) as client:
         assert await receive_to_end(client) == b"hello\n"
     await apply(tiny, without("published"))

@@ -27,6 +27,12 @@ _IPV4: Final = struct.Struct("@i4s4s")
 _IPV6: Final = struct.Struct("@16sI")
 """struct in6_pktinfo: address, interface."""
 
+_SO_MEMINFO: Final = 55
+"""asm-generic/socket.h; Python has no name for it."""
+_MEMINFO: Final = struct.Struct("=9I")
+_DROPS: Final = 8
+"""SK_MEMINFO_DROPS, linux/sock_diag.h."""
+
 
 class DatagramSocket:
     """The datagrams of a bound, non-blocking socket, which may be closed at any time."""
@@ -75,3 +81,15 @@ class DatagramSocket:
         if self._version == 6:
             return socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, asked
         return socket.IPPROTO_IP, _IP_PKTINFO, _IPV4.pack(0, asked, bytes(4))
+
+
+def dropped_by_kernel(sock: socket.socket) -> int | None:
+    """Datagrams that found no room in this socket since it was made, modulo 2**32; None where the kernel is silent.
+
+    Linux counts them per socket (sk_drops) and tells with SO_MEMINFO (sk_get_meminfo, net/core/sock.c, since 4.12).
+    """
+    try:
+        answer = sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size)
+    except OSError:
+        return None
+    return int(_MEMINFO.unpack(answer)[_DROPS]) if len(answer) == _MEMINFO.size else None

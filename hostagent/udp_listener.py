@@ -3,7 +3,7 @@
 The guest's server therefore sees distinct peers and answers each of them. A flow ends when it was idle for `IDLE`
 seconds, when the guest says that nobody listens (port unreachable), or when `FLOWS` are alive and a new client comes:
 then the one that was idle longest leaves. Datagrams keep their boundaries, 0 to 65,507 bytes. What finds no room is
-dropped and counted, as everywhere with UDP.
+dropped and counted, as everywhere with UDP; what the kernel dropped because we were late is counted as well.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 import trio
 
 from hostagent.channel import Channel, StreamHandler
-from hostagent.datagram_socket import DatagramSocket, Peer
+from hostagent.datagram_socket import DatagramSocket, Peer, dropped_by_kernel
 from hostagent.forwards import Traffic
 from hostagent.route import Route
 from hostagent.stream_socket import wait_readable
@@ -62,6 +62,7 @@ class UdpListener:
         self._flows: OrderedDict[Peer, _Flow] = OrderedDict()
         """Least recently used first."""
         self._first_flow = trio.Event()
+        self._kernel_drops = 0
 
     async def run(self) -> None:
         """Receive and expire until the socket is closed."""
@@ -78,6 +79,7 @@ class UdpListener:
     async def _receive(self) -> None:
         while await wait_readable(self._sock):
             self._receive_turn()
+            self._count_kernel_drops()
             self._channel.flush()
 
     def _receive_turn(self) -> None:
@@ -89,6 +91,15 @@ class UdpListener:
             except OSError:
                 continue  # an ICMP error of an earlier answer; recvmsg(2) reports it once
             self._send(client, payload)
+
+    def _count_kernel_drops(self) -> None:
+        """A drop needs a full queue, so each is seen after one of the turns that empty it."""
+        drops = dropped_by_kernel(self._sock)
+        if drops is None or drops == self._kernel_drops:
+            return
+        if (route := self._route()) is not None:
+            route.traffic.datagrams_dropped += (drops - self._kernel_drops) & 0xFFFFFFFF
+        self._kernel_drops = drops
 
     def _send(self, client: Peer, payload: bytes) -> None:
         flow = self._flows.get(client) or self._begin(client)

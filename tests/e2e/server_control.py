@@ -28,7 +28,7 @@ class Ran:
     output: str
 
 
-class GuestServer:
+class ControlLine:
     """Requests over `stream`, one at a time; safe to call from several tasks."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
@@ -54,6 +54,10 @@ class GuestServer:
             self._pending += data
         line, _, self._pending = self._pending.partition(b"\n")
         return line
+
+
+class GuestServer(ControlLine):
+    """The requests of a guest_server.py."""
 
     async def tcp(self, kind: str, host: str, port: int = 0, backlog: int = 512) -> int:
         """Listen; the port."""

@@ -51,6 +51,8 @@ class SharedGuest:
     """A running guest that any event loop may use."""
 
     channel_socket: Path
+    monitor_socket: Path
+    """QEMU's monitor (QMP), which serves one client at a time."""
     server: GuestServer
     serial: SerialLog
     """Only to be read; what waits for a line is in the guest's loop."""
@@ -80,7 +82,8 @@ def shared_guest(agent_command: str = "guestagent") -> Iterator[SharedGuest]:
             life.result()  # raises what ended it
         guest, token, stop = booted.result()
         try:
-            yield SharedGuest(guest.channel_socket, _GuestServerElsewhere(guest.server, token), guest.serial, token)
+            server = _GuestServerElsewhere(guest.server, token)
+            yield SharedGuest(guest.channel_socket, guest.monitor_socket, server, guest.serial, token)
         finally:
             if not life.done():
                 token.run_sync_soon(stop.set)

@@ -1,4 +1,4 @@
-"""A guest in five seconds: Debian's cloud kernel, busybox, the frozen agent and a frozen guest_server.py.
+"""A guest in five seconds: Debian's cloud kernel, busybox, the frozen agent and frozen test servers.
 
 The real kernel, the real virtio-serial link and the real frozen agent, without an image, a network or root. What is
 missing is the distribution: no systemd, no cloud-init, no Python. `agent_command` is started again whenever it ends.
@@ -29,6 +29,9 @@ from tests.e2e.initramfs import Initramfs
 from tests.e2e.server_control import GuestServer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+SERVER_SPEC = "tests/e2e/guest_server.spec"
+SERVER_MODULES = ("tests/e2e/guest_server.py", "tests/conformance/guest_side.py")
+
 BOOT_SECONDS = 90.0
 """Bound on power-on to the test server's first answer; about 6 s on an idle machine under TCG."""
 
@@ -79,12 +82,18 @@ class TinyGuest:
 
 
 async def _frozen_server(cache: Path) -> Path:
-    """guest_server.py as a frozen tree; frozen when it or what freezes it changed."""
-    program, spec = REPOSITORY / "tests/e2e/guest_server.py", REPOSITORY / "tests/e2e/guest_server.spec"
-    inputs = [(path.name, await trio.Path(path).read_bytes()) for path in (program, spec)]
+    """guest_side.py as a frozen tree; frozen when it or what freezes it changed."""
+    inputs = [(name, await trio.Path(REPOSITORY / name).read_bytes()) for name in (SERVER_SPEC, *SERVER_MODULES)]
     version = guest_payload.freeze_fingerprint(inputs)
     tree = cache / "guest-server" / version
-    await guest_payload.obtain_frozen_tree(spec, tree, version, cache, lambda _line: None)
+    with tempfile.TemporaryDirectory(prefix="freeze-") as folder:
+        # What is called like the specification travels with it to where it is frozen.
+        spec = Path(folder) / Path(SERVER_SPEC).name
+        for name, content in inputs:
+            file = spec if name == SERVER_SPEC else spec.with_suffix(".modules") / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(content)
+        await guest_payload.obtain_frozen_tree(spec, tree, version, cache, lambda _line: None)
     return tree
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 import pytest
 import trio
 
-from hostagent.datagram_socket import DatagramSocket
+from hostagent.datagram_socket import DatagramSocket, dropped_by_kernel
 from hostagent.forward_plan import ListenerKey
 from hostagent.forwards import Endpoint
 from hostagent.stream_socket import listen
@@ -69,3 +70,25 @@ def test_a_socket_that_is_closed_already() -> None:
     sock.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         DatagramSocket(sock).receive()
+
+
+def test_a_sockets_own_drops_are_told() -> None:
+    place = ListenerKey(Protocol.UDP, Endpoint("127.0.0.1", 0))
+    with listen(place) as sock, socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        assert dropped_by_kernel(sock) == 0
+        for _ in range(500):
+            client.sendto(bytes(1_000), sock.getsockname())
+        received = 0
+        while (dropped_by_kernel(sock) or 0) + received < 500:
+            received += len(sock.recv(2_000)) > 0  # raises when none is left: then the sum is wrong
+        assert 0 < received < 500
+
+
+def test_a_kernel_that_does_not_tell_drops_is_no_error() -> None:
+    class Silent(socket.socket):
+        def getsockopt(self, *_arguments: int) -> bytes:  # type: ignore[override]
+            raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+
+    with Silent(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        assert dropped_by_kernel(sock) is None

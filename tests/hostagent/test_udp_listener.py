@@ -331,3 +331,18 @@ async def test_on_all_addresses_the_answer_comes_from_the_one_that_was_asked(tmp
             sender = await through.server_received(b"question")
             await through.server.sendto(b"answer", sender)
             assert await client.recv(LARGEST) == b"answer"
+
+
+async def test_what_the_kernel_dropped_because_we_were_late_is_counted(tmp_path: Path) -> None:
+    count = 2_000
+    async with tunnel(tmp_path) as through:
+        through.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            for _ in range(count):  # without a pause in which the listener could read
+                client.sendto(bytes(1_000), through.address)
+
+        def accounted_for() -> bool:
+            return through.traffic.datagrams_to_guest + through.traffic.datagrams_dropped == count
+
+        await eventually(accounted_for)
+        assert 0 < through.traffic.datagrams_to_guest < 100

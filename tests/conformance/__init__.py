@@ -1,0 +1,1 @@
+"""Conformance: what any forwarder of guest ports must do, tried from outside."""

@@ -1,0 +1,96 @@
+"""Tries every case and writes a table: `python -m tests.conformance [--long] [--rounds N] [--output FILE]`.
+
+On one tiny guest: our forwarder over IPv4 and IPv6, then QEMU's own forward of the same servers as the reference.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime as dt
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from tests.conformance.bench import Bench, raise_descriptor_limit
+from tests.conformance.case import Outcome, attempt
+from tests.conformance.catalogue import applicable
+from tests.conformance.hostfwd import HostForward, host_forward
+from tests.conformance.ours import OurForwarder, host_process, our_forwarder
+from tests.conformance.table import remarks, summary, table
+from tests.e2e.server_control import GuestServer
+from tests.e2e.shared_guest import shared_guest
+
+RESULTS = Path(__file__).with_name("RESULTS.md")
+Connect = Callable[[], AbstractAsyncContextManager[OurForwarder] | AbstractAsyncContextManager[HostForward]]
+
+
+async def try_all(connect: Connect, server: GuestServer, arguments: argparse.Namespace) -> list[Outcome]:
+    """The outcomes of all cases that concern the forwarder."""
+    outcomes = []
+    async with connect() as forwarder:
+        for _ in range(arguments.rounds):
+            for case, family in applicable(forwarder.abilities):
+                if arguments.only.casefold() not in f"{case.group}, {case.name}".casefold():
+                    continue
+                outcome = await attempt(case, Bench(forwarder, server, family, long=arguments.long))
+                outcomes.append(outcome)
+                print(f"{outcome.seconds:6.1f} s  {forwarder.name}, {family}: {case.group}, {case.name}: "
+                      f"{outcome.failure or 'yes'} {'; '.join(outcome.notes)}", flush=True)  # fmt: skip
+    return outcomes
+
+
+def document(outcomes: list[Outcome], command: str, load: tuple[float, float, float]) -> str:
+    """The whole Markdown file."""
+    qemu = subprocess.run(["qemu-system-x86_64", "--version"], capture_output=True, text=True, check=True).stdout
+    today = dt.datetime.now(tz=dt.UTC).date()
+    busy = ", ".join(f"{value:.1f}" for value in load)
+    return f"""# Conformance
+
+Written by `{command}` on {today}: {platform.system()} {platform.release()}, {os.cpu_count()} CPUs,
+{qemu.splitlines()[0]}, tiny guest with 2 CPUs under software emulation (TCG), Python {platform.python_version()}.
+Load average when it began: {busy}. "QEMU hostfwd" is QEMU's own static forward (user network, written in C) of the
+same servers on the same guest. A dash: it does not claim to do that.
+
+{summary(outcomes)}
+{table(outcomes)}
+## What was seen instead, and measured on the way
+
+{remarks(outcomes)}"""
+
+
+def main() -> int:
+    """Try and write; exit status 1 when our forwarder did not do what it should."""
+    parser = argparse.ArgumentParser(prog="python -m tests.conformance", description="Try what a forwarder must do.")
+    parser.add_argument("--long", action="store_true", help="full counts and sizes: minutes instead of one or two")
+    parser.add_argument("--rounds", type=int, default=1, help="how often everything is tried (default: %(default)s)")
+    parser.add_argument("--only", default="", metavar="WORDS", help="only cases whose name contains this")
+    parser.add_argument("--forwarder", choices=["ours", "hostfwd", "both"], default="both")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="where the table goes (default: %(default)s)")
+    arguments = parser.parse_args()
+    load = os.getloadavg()
+    raise_descriptor_limit()
+    outcomes: list[Outcome] = []
+    with shared_guest() as guest:
+        if arguments.forwarder != "hostfwd":
+            with host_process(guest.channel_socket) as process:
+                connect: Connect = partial(our_forwarder, process, guest.server)
+                outcomes += trio.run(try_all, connect, guest.server, arguments)
+        if arguments.forwarder != "ours":
+            connect = partial(host_forward, guest.monitor_socket)
+            outcomes += trio.run(try_all, connect, guest.server, arguments)
+    command = "python -m tests.conformance" + "".join(f" {word}" for word in sys.argv[1:] if word.startswith("--long"))
+    if arguments.rounds > 1:
+        command += f" --rounds {arguments.rounds}"
+    arguments.output.write_text(document(outcomes, command, load), encoding="utf-8")
+    return 1 if any(one.failure and one.forwarder == OurForwarder.name for one in outcomes) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -62,6 +62,28 @@ async def full_backlog(bench: Bench) -> None:
     assert sorted(served) == list(range(6))
 
 
+@case(GROUP, "full backlog for ever: RST in the end, never an empty answer")
+async def full_backlog_for_ever(bench: Bench) -> None:
+    """A client's own kernel gives up after two minutes (tcp_syn_retries, tcp(7)); a forwarder may do so earlier."""
+    full = await bench.tcp("deaf", backlog=1)
+    ends: list[str] = []
+
+    async def wait_for_nobody() -> None:
+        async with bench.client(full) as client:
+            await client.send(b"anybody?")
+            try:
+                ends.append("an end" if await client.recv(1) == b"" else "data")
+            except ConnectionResetError:
+                ends.append("RST")
+
+    with trio.move_on_after(13):
+        async with trio.open_nursery() as nursery:
+            for _ in range(5):
+                nursery.start_soon(wait_for_nobody)
+    assert set(ends) <= {"RST"}
+    bench.note(f"{len(ends)} of 5 reset after 13 s, the others wait")
+
+
 @case(GROUP, "never accepted, and the listener goes: RST")
 async def never_accepted(bench: Bench) -> None:
     port = await bench.tcp("deaf")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import trio
 
 from tests.conformance.bench import Bench, Family
 from tests.conformance.forwarder import Ability
+from tests.e2e.server_control import GuestServerError
 
 BOUND = 150.0
 """Seconds that a case may take; most take one. A hang is a failure, and must not cost the others their time."""
 
 LONG_BOUND = 600.0
+
+FAILURES = (AssertionError, OSError, EOFError, trio.TooSlowError, trio.BrokenResourceError, GuestServerError)
+"""What a forwarder can cause. Anything else is a mistake in the case, and comes out as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,17 +60,20 @@ def case(group: str, name: str, *needs: Ability) -> Callable[[Callable[[Bench], 
 
 
 async def attempt(tried: Case, bench: Bench) -> Outcome:
-    """Try a case and clear up after it. Only what the case itself is about becomes an outcome."""
+    """Try a case and clear up after it; what cannot be cleared up is a failure as well."""
     began = trio.current_time()
-    failure = ""
+    failures: list[str] = []
     try:
         with trio.fail_after(LONG_BOUND if bench.long else BOUND):
             await tried.run(bench)
-    except* (AssertionError, OSError, EOFError, trio.TooSlowError, trio.BrokenResourceError) as group:
-        failure = "; ".join(describe(error) for error in leaves(group))
+    except* FAILURES as group:
+        failures += [describe(error) for error in leaves(group)]
     seconds = trio.current_time() - began
-    await bench.clear()
-    return Outcome(tried, bench.forwarder.name, bench.family, seconds, failure, tuple(bench.notes))
+    try:
+        await bench.clear()
+    except* FAILURES as group:
+        failures += [f"afterwards {describe(error)}" for error in leaves(group)]
+    return Outcome(tried, bench.forwarder.name, bench.family, seconds, "; ".join(failures), tuple(bench.notes))
 
 
 def leaves(error: BaseException) -> list[BaseException]:
@@ -75,13 +84,10 @@ def leaves(error: BaseException) -> list[BaseException]:
 
 
 def describe(error: BaseException) -> str:
-    """One line about what went wrong and where in the case."""
+    """One line about what went wrong, and where in the case."""
     where = ""
-    traceback = error.__traceback__
-    while traceback is not None:
-        code = traceback.tb_frame.f_code
-        if "/cases_" in code.co_filename:
-            where = f" (in {code.co_name}, line {traceback.tb_lineno})"
-        traceback = traceback.tb_next
+    for frame in traceback.extract_tb(error.__traceback__):
+        if Path(frame.filename).name.startswith("cases_"):
+            where = f" at `{frame.line}` in {frame.name}"
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}{': ' + text[0] if text else ''}{where}"

@@ -96,6 +96,16 @@ async def connected_server(bench: Bench) -> None:
             await trio.sleep(0.02)  # so that a look at the guest's sockets finds this one connected
 
 
+@case(GROUP, "a connected server is not there for others: unreachable", Ability.UDP, Ability.COUNTERS)
+async def connected_to_another(bench: Bench) -> None:
+    port = await bench.udp("connected")
+    async with bench.udp_client(port) as first, bench.udp_client(port) as second:
+        assert await exchange(first, b"mine") == b"mine"
+        await second.send(b"mine too?")
+        await bench.has_had(port, alive=1, total=2)
+        assert await exchange(first, b"still mine") == b"still mine"
+
+
 @case(GROUP, "an answer from another port is dropped, and counted", Ability.UDP, Ability.FOLLOWS)
 async def answer_from_elsewhere(bench: Bench) -> None:
     """As a connected client without a forwarder would drop it. The guest's kernel drops and counts it (NoPorts)."""

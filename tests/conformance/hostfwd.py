@@ -35,7 +35,7 @@ class HostForward:
     async def _command(self, line: str) -> None:
         answer = await self._monitor.execute("human-monitor-command", {"command-line": line})
         if answer.strip() and "removed" not in answer:
-            raise RuntimeError(f"{line}: {answer.strip()}")
+            raise OSError(f"{line}: {answer.strip()}")
 
     async def expose(self, *ports: Port) -> None:
         """Tell the monitor."""

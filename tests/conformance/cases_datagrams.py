@@ -198,8 +198,10 @@ async def flow_cap(bench: Bench) -> None:
                 task_status.started()
                 await release.wait()
 
+        began = trio.current_time()
         for _ in range(FLOW_CAP + more):
             await nursery.start(ask)
+        bench.note(f"{(trio.current_time() - began) / (FLOW_CAP + more) * 1000:.1f} ms for each new flow")
         counters = await bench.counters(port)
         release.set()
     assert len(set(peers)) == FLOW_CAP + more

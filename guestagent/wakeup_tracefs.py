@@ -148,6 +148,8 @@ class TracefsSource:
 
     def _trace_udp(self) -> None:
         _write(self._root / "kprobe_events", f"p:{self._name}/{_UDP_EVENT} {_UDP_FUNCTION}\n")
+        # The relays' own sockets are bound when they are connected: without this each new flow would cost a dump.
+        self._set(f"events/{self._name}/{_UDP_EVENT}/filter", f"common_pid!={os.getpid()}")
         self._set(f"events/{self._name}/{_UDP_EVENT}/enable", "1")
 
     def _set(self, file: str, text: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -77,15 +78,20 @@ async def test_a_living_predecessor_is_left_alone() -> None:
         listener.close()
 
 
-async def test_a_udp_bind_wakes_or_the_reason_is_said() -> None:
+BIND = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM).bind(('127.0.0.1', 0))"
+
+
+async def test_a_udp_bind_of_another_process_wakes_or_the_reason_is_said() -> None:
     watch = RecordingWatch()
     async with tracing(watch) as source:
         (_, udp) = source.states
         assert udp.live == (TRACEFS / "kprobe_events").exists()
         if udp.live:
             with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
-                server.bind(("127.0.0.1", 0))
+                server.bind(("127.0.0.1", 0))  # as relays do: nothing to look for
+                await trio.run_process([sys.executable, "-c", BIND])
                 await watch.until_woken_for(UDP)
+            assert os.getpid() not in watch.threads
         else:
             assert "not compiled into this kernel" in udp.reason
 

@@ -202,6 +202,16 @@ async def served_meanwhile(bench: Bench, port: Port) -> AsyncIterator[list[float
     assert taken, "nothing came through meanwhile"
 
 
+async def reset_comes(client: trio.socket.SocketType) -> None:
+    """Wait for a reset; fails when an end or data comes instead."""
+    with trio.fail_after(PATIENCE):
+        try:
+            received = await client.recv(1)
+        except ConnectionResetError:
+            return
+    raise AssertionError(f"not a reset but {'data' if received else 'an end'}")
+
+
 async def send_blocks(client: trio.socket.SocketType, blocks: Iterable[bytes], quiet: float | None = None) -> int:
     """Send `blocks`; returns the bytes sent when all are, or when the socket took none for `quiet` seconds."""
     sent = 0

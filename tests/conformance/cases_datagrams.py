@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 
-import pytest
 import trio
 
 from protocol.ports import Port, Protocol
@@ -150,8 +149,12 @@ async def closed_port(bench: Bench) -> None:
         assert await exchange(client, b"x") == b"x"
         await bench.close(port)
         await client.send(b"x")
-        with trio.fail_after(PATIENCE), pytest.raises(ConnectionRefusedError):
-            await client.recv(1)
+        with trio.fail_after(PATIENCE):
+            try:
+                await client.recv(1)
+            except ConnectionRefusedError:
+                return
+        raise AssertionError("an answer from nobody")
 
 
 @case(GROUP, "a pair with SO_REUSEPORT: a flow stays with one, and either may go", Ability.UDP, Ability.FOLLOWS)

@@ -5,10 +5,9 @@ from __future__ import annotations
 import socket
 from itertools import cycle
 
-import pytest
 import trio
 
-from tests.conformance.bench import PATIENCE, SEED, SIZES, Bench, digest_of, digest_received, send_blocks
+from tests.conformance.bench import PATIENCE, SEED, SIZES, Bench, digest_of, digest_received, reset_comes, send_blocks
 from tests.conformance.case import case
 from tests.conformance.forwarder import Ability
 from tests.conformance.guest_side import seeded_blocks
@@ -72,14 +71,14 @@ async def both_finish_at_once(bench: Bench) -> None:
 
 @case(GROUP, "RST by the client is RST in the guest")
 async def abort_by_the_client(bench: Bench) -> None:
-    port = await bench.tcp("hold")
-    resets, ends = await bench.in_guest("reset"), await bench.in_guest("eof")
+    port = await bench.tcp("echo")
+    resets = await bench.in_guest("reset")
     for _ in range(20):
         async with bench.client(port) as client:
             await client.send(b"abc")
+            assert await receive_exactly(client, 3) == b"abc"  # else the guest may never hear of this connection
             abort(client)
     await bench.in_guest_reaches("reset", resets + 20)
-    assert await bench.in_guest("eof") == ends
 
 
 @case(GROUP, "RST by the client while the server sends")
@@ -100,8 +99,7 @@ async def abort_by_the_server(bench: Bench) -> None:
     for _ in range(20):
         async with bench.client(port) as client:
             await client.send(b"abc")
-            with trio.fail_after(PATIENCE), pytest.raises(ConnectionResetError):
-                await client.recv(1)
+            await reset_comes(client)
 
 
 @case(GROUP, "the server closes without reading: RST")
@@ -110,8 +108,7 @@ async def server_closes_without_reading(bench: Bench) -> None:
     for _ in range(20):
         async with bench.client(port) as client:
             await client.send(b"never read")
-            with trio.fail_after(PATIENCE), pytest.raises(ConnectionResetError):
-                await client.recv(1)
+            await reset_comes(client)
 
 
 @case(GROUP, "the server closes at once: an end, and RST for what is sent later")
@@ -120,17 +117,22 @@ async def server_closes_at_once(bench: Bench) -> None:
     for _ in range(5):
         async with bench.client(port) as client:
             assert await client.recv(1) == b""
-            with trio.fail_after(PATIENCE), pytest.raises(ConnectionError):
-                await send_blocks(client, cycle([b"to nobody"]))
+            with trio.fail_after(PATIENCE):
+                try:
+                    await send_blocks(client, cycle([b"to nobody"]))
+                except ConnectionError:
+                    continue
 
 
 @case(GROUP, "refused in the guest: RST, never an empty answer")
 async def refused_in_the_guest(bench: Bench) -> None:
     async with bench.pretended() as port:
         for _ in range(20):
-            with trio.fail_after(PATIENCE), pytest.raises(ConnectionError):
+            try:
                 async with bench.client(port) as client:
-                    assert await client.recv(1) != b"", "the client saw an end"
+                    await reset_comes(client)
+            except ConnectionError:  # by connect(2) itself, which is as good
+                continue
         if Ability.COUNTERS in bench.forwarder.abilities:
             counters = await bench.counters(port)
             assert (counters.connections, counters.connections_refused) == (0, 20)

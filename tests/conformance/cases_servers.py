@@ -133,7 +133,7 @@ async def _stayed_small(bench: Bench, before: dict[str, int]) -> None:
 
 @case(GROUP, "a client that stops reading: the server is blocked, then goes on", Ability.MEMORY)
 async def blocked_server(bench: Bench) -> None:
-    size = 50_000_000
+    size = 200_000_000 if bench.long else 30_000_000
     port, other = await bench.tcp("seeded"), await bench.tcp("echo")
     before = await bench.forwarder.resident()
     async with bench.client(port) as client:

@@ -36,7 +36,7 @@ async def try_all(connect: Connect, server: GuestServer, arguments: argparse.Nam
     outcomes = []
     async with connect() as forwarder:
         for _ in range(arguments.rounds):
-            for case, family in applicable(forwarder.abilities):
+            for case, family in applicable(forwarder.abilities, long=arguments.long):
                 if arguments.only.casefold() not in f"{case.group}, {case.name}".casefold():
                     continue
                 outcome = await attempt(case, Bench(forwarder, server, family, long=arguments.long))
@@ -56,7 +56,8 @@ def document(outcomes: list[Outcome], command: str, load: tuple[float, float, fl
 Written by `{command}` on {today}: {platform.system()} {platform.release()}, {os.cpu_count()} CPUs,
 {qemu.splitlines()[0]}, tiny guest with 2 CPUs under software emulation (TCG), Python {platform.python_version()}.
 Load average when it began: {busy}. "QEMU hostfwd" is QEMU's own static forward (user network, written in C) of the
-same servers on the same guest. A dash: it does not claim to do that.
+same servers on the same guest. A dash: it does not claim to do that
+(QEMU's listeners have a backlog of 1, so crowds wait for their own SYN retries; it has no IPv6 and follows nothing).
 
 {summary(outcomes)}
 {table(outcomes)}

@@ -30,6 +30,8 @@ class Case:
     name: str
     run: Callable[[Bench], Awaitable[None]]
     needs: frozenset[Ability]
+    long_only: bool = False
+    """Whether it only runs in the long form, because it must wait for the clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +51,13 @@ class Outcome:
 CASES: list[Case] = []
 
 
-def case(group: str, name: str, *needs: Ability) -> Callable[[Callable[[Bench], Awaitable[None]]], Case]:
+def case(
+    group: str, name: str, *needs: Ability, long_only: bool = False
+) -> Callable[[Callable[[Bench], Awaitable[None]]], Case]:
     """Makes a case of a function and puts it on the list."""
 
     def decorate(run: Callable[[Bench], Awaitable[None]]) -> Case:
-        CASES.append(made := Case(group, name, run, frozenset(needs)))
+        CASES.append(made := Case(group, name, run, frozenset(needs), long_only))
         return made
 
     return decorate

@@ -146,7 +146,7 @@ async def closed_port(bench: Bench) -> None:
     assert await bench.refused(port)
 
 
-@case(GROUP, "clients that leave at once cost nothing")
+@case(GROUP, "clients that leave at once cost nothing", Ability.CROWDS)
 async def clients_that_leave_at_once(bench: Bench) -> None:
     port = await bench.tcp("echo")
     for number in range(50):

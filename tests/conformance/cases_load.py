@@ -9,6 +9,7 @@ import trio
 from protocol.ports import Port
 from tests.conformance.bench import SEED, Bench, send_blocks
 from tests.conformance.case import case
+from tests.conformance.forwarder import Ability
 from tests.conformance.guest_side import seeded_blocks
 from tests.e2e.clients import receive_exactly, receive_to_end
 
@@ -54,7 +55,7 @@ async def ping_pong(bench: Bench) -> None:
         bench.note(f"{(trio.current_time() - began) / count * 1000:.1f} ms each")
 
 
-@case(GROUP, "storm of connections, begun within 2 s: each is served")
+@case(GROUP, "storm of connections, begun within 2 s: each is served", Ability.CROWDS)
 async def storm_of_connections(bench: Bench) -> None:
     port = await bench.tcp("banner", backlog=4096)
     count = 2_000 if bench.long else 400
@@ -76,7 +77,7 @@ async def storm_of_connections(bench: Bench) -> None:
     bench.note(f"{count} in {trio.current_time() - began:.1f} s")
 
 
-@case(GROUP, "idle connections: all answer when asked")
+@case(GROUP, "idle connections: all answer when asked", Ability.CROWDS)
 async def idle_connections(bench: Bench) -> None:
     port = await bench.many()
     count = 2_000 if bench.long else 500

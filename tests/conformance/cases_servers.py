@@ -38,7 +38,7 @@ async def accepts_late(bench: Bench) -> None:
             assert (await receive_to_end(client)).strip().decode() == digest_of(70_000)
 
 
-@case(GROUP, "full backlog: others are served, and those that wait when it accepts at last")
+@case(GROUP, "full backlog: others are served, and those that wait when it accepts at last", Ability.CROWDS)
 async def full_backlog(bench: Bench) -> None:
     full, other = await bench.tcp("deaf", backlog=1), await bench.tcp("echo")
     served: list[int] = []
@@ -61,7 +61,7 @@ async def full_backlog(bench: Bench) -> None:
     assert sorted(served) == list(range(6))
 
 
-@case(GROUP, "full backlog for ever: RST in the end, never an empty answer")
+@case(GROUP, "full backlog for ever: RST in the end, never an empty answer", Ability.CROWDS, long_only=True)
 async def full_backlog_for_ever(bench: Bench) -> None:
     """A client's own kernel gives up after two minutes (tcp_syn_retries, tcp(7)); a forwarder may do so earlier."""
     full = await bench.tcp("deaf", backlog=1)

@@ -21,6 +21,8 @@ class Ability(enum.StrEnum):
     UDP = "UDP"
     FOLLOWS = "follows listeners"
     """Shows and hides ports by itself, as guest programs open and close them, whatever address they bind."""
+    CROWDS = "crowds"
+    """Takes many connections within a moment without leaving any to its client's SYN retries."""
     MEMORY = "memory"
     """`resident` says what its processes hold."""
     COUNTERS = "counters"

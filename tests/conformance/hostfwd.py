@@ -18,7 +18,14 @@ from tests.conformance.forwarder import Ability, Counters
 
 NETWORK = "net0"
 
-DEVIATIONS: dict[str, str] = {}
+_END = "the client sees an orderly end where the guest's kernel sent RST"
+
+DEVIATIONS: dict[str, str] = {
+    "RST by the server is RST for the client": _END,
+    "the server closes without reading: RST": _END,
+    "refused in the guest: RST, never an empty answer": _END,
+    "never accepted, and the listener goes: RST": _END,
+}
 """What QEMU 7.2 does otherwise, by the case's name. Recorded, not judged: it is somebody else's code."""
 
 

@@ -1,4 +1,4 @@
-"""The cases ask for what TCP does, not for what ours happens to do: the reference passes them, but for what is recorded."""
+"""The cases ask for what TCP does, not for what ours happens to do: the reference passes all but what is recorded."""
 
 from __future__ import annotations
 

@@ -7,6 +7,7 @@ process are there as for `living_qemu`; the host agent is the real one, in a pro
 from __future__ import annotations
 
 import contextlib
+import resource
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -27,6 +28,8 @@ BOUND = 60.0
 
 MARKER = b"a lying guest 16"
 _READ = 262_144
+
+ALL_CAPABILITIES = frozenset({"tcp", "udp", "exec", "unix", "listen"})
 
 
 class LyingGuest:
@@ -55,7 +58,14 @@ class LyingGuest:
             await trio.aclose_forcefully(self._stream)
             self._stream = None
 
-    async def greet(self, *, boot_id: str = "boot", description: str = "a liar", hello: bytes = b"") -> None:
+    async def greet(
+        self,
+        *,
+        boot_id: str = "boot",
+        description: str = "a liar",
+        hello: bytes = b"",
+        capabilities: frozenset[str] = frozenset({"tcp", "udp", "exec"}),
+    ) -> None:
         """Begin a generation, on a new connection when the host has closed the old one."""
         if self._stream is None:
             await self.connect()
@@ -65,7 +75,7 @@ class LyingGuest:
                 break
             except (trio.BrokenResourceError, EOFError):
                 await self.connect()
-        words = Hello(*PROTOCOL_VERSIONS, frozenset({"tcp", "udp", "exec"}), "1.0", boot_id, description)
+        words = Hello(*PROTOCOL_VERSIONS, capabilities, "1.0", boot_id, description)
         await self.say_bodies(hello or encode(words))
 
     async def _begin(self) -> None:
@@ -92,11 +102,12 @@ class LyingGuest:
 
     async def hear(self, kind: type[Message]) -> Message:
         """The next message of this kind."""
-        while True:
-            for index, message in enumerate(self.heard):
-                if isinstance(message, kind):
-                    return self.heard.pop(index)
-            await self.listen()
+        with trio.fail_after(BOUND):
+            while True:
+                for index, message in enumerate(self.heard):
+                    if isinstance(message, kind):
+                        return self.heard.pop(index)
+                await self.listen()
 
     async def listen(self) -> None:
         """Read once, and take what came: a SYNC is answered. Raises `EOFError` at the end of the connection."""
@@ -156,6 +167,10 @@ class HostAgentProcess:
         """CPU time so far, user and system (proc(5))."""
         fields = Path(f"/proc/{self.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
         return (int(fields[11]) + int(fields[12])) / 100
+
+    def most_descriptors(self) -> int:
+        """Files that it may open."""
+        return resource.prlimit(self.process.pid, resource.RLIMIT_NOFILE)[0]
 
     def descriptors(self) -> int:
         """Open files."""

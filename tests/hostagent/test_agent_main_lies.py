@@ -7,6 +7,7 @@ and `down` with its effect, shows as one reason, and reaches nothing on the host
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import re
 import socket
@@ -22,9 +23,12 @@ import trio
 
 from hostagent import agent_main
 from hostagent.api_client import ApiClient
+from hostagent.forward_rules import ForwardRule, RuleSet
+from hostagent.launch_plan import read_plan, write_plan
 from hostagent.paths import InstancePaths
 from protocol import limits
 from protocol.framing import FLUSH, Preamble, PreambleKind
+from protocol.listener_messages import Listen, ListenFailed, Listening
 from protocol.messages import Hello, Message, PortOwners, PortsChanged, PortsSnapshot, Status
 from protocol.ports import Port, PortOwner, Protocol, WakeupSource
 from protocol.stream_messages import (
@@ -41,7 +45,7 @@ from protocol.stream_messages import (
 )
 from tests.fakes.command_line import COMMAND, on_terminal
 from tests.fakes.instance_folder import instance_folder
-from tests.fakes.lying_guest import BOUND, MARKER, HostAgentProcess, LyingGuest, lying_guest
+from tests.fakes.lying_guest import ALL_CAPABILITIES, BOUND, MARKER, HostAgentProcess, LyingGuest, lying_guest
 
 MEMORY = 400 * 1024 * 1024
 """Bytes of resident memory that no guest can make the host agent need, as ARCHITECTURE.md states it."""
@@ -167,10 +171,37 @@ async def test_streams_that_lead_to_the_host(paths: InstancePaths, tmp_path: Pat
             for _ in asked:
                 refused = await guest.hear(Refused)
                 assert isinstance(refused, Refused)
-                assert refused.error == "EPERM"
+                assert refused.error in ("EPERM", "ECONNREFUSED")
             with pytest.raises(BlockingIOError):
                 secret.accept()
             assert not file.exists()
+
+
+async def test_a_reverse_forward_leads_to_one_port_and_to_that_in_bounds(paths: InstancePaths) -> None:
+    """What the user offers can be had, as often as descriptors allow; nothing else comes with it."""
+    with socket.create_server(("127.0.0.1", 0), backlog=8_000) as offered:
+        number = offered.getsockname()[1]
+        rule = ForwardRule("offered", reverse=True, guest_ports=(3_128, 3_128), host_ports=(number, number))
+        plan = dataclasses.replace(read_plan(paths.launch_plan), forwarding=RuleSet((rule,)))
+        write_plan(paths.launch_plan, plan)
+        async with liar(paths) as (guest, agent):
+            await guest.greet(capabilities=ALL_CAPABILITIES)
+            await guest.say(NO_PORTS)
+            listen = await guest.hear(Listen)
+            assert isinstance(listen, Listen)
+            target = ListenerTarget(listen.listener)
+            await guest.say(*(Listening(number) for number in range(1, 100)), ListenFailed(99, "EIO", ESCAPES))
+            await guest.say(Open(2, StreamKind.UDP, target, 0), Open(4, StreamKind.UNIX, target, 0))
+            assert [await guest.hear(Refused) for _ in range(2)]
+            await guest.say(Open(6, StreamKind.TCP, target, 1_000))
+            assert isinstance(await guest.hear(Opened), Opened)
+            before = agent.resident()
+            with contextlib.suppress(trio.BrokenResourceError):
+                for first in range(8, 16_000, 200):
+                    await guest.say(*(Open(each, StreamKind.TCP, target, 1) for each in range(first, first + 200, 2)))
+            assert (await ask(paths, ApiClient.status))["state"]
+            assert agent.resident("VmHWM") - before < 128 * 1024 * 1024
+            assert agent.descriptors() < agent.most_descriptors() // 2
 
 
 async def test_more_streams_than_it_reads_answers_to(paths: InstancePaths) -> None:

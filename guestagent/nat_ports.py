@@ -14,6 +14,8 @@ not the guest's (a Kubernetes cluster address, say) opens no port of the guest.
 | by hand, prerouting only          | no                   | no               | yes    |
 | REDIRECT, prerouting only         | no                   | no               | its local port |
 
+(Tried with each engine's rules and a server in a network namespace, Linux 6.18; netavark's and a proxy's loopback not.)
+
 Prerouting never sees what the guest itself sends, an output chain may exclude 127.0.0.0/8 as Docker's does, and the
 kernel drops translated packets from 127.0.0.1 unless route_localnet is set, for which IPv6 has no equivalent. The
 target is where all of these lead, over the same routes that the kernel would take; the container sees the guest's own

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pyroute2 import IPRoute
 
 from guestagent import nat_reader
 from guestagent.nat_contents import RawRules
 from guestagent.nat_reader import NatReader, PreparedSockets, RulesChangingError, RulesTooLargeError
+from protocol.ports import Protocol
 from tests.guestagent.nat_rule_sets import RULE_SETS, Loaded, expected, guest_namespace, interpret, read_rules
+from tests.guestagent.network_namespace import network_namespace
 
 (DOCKER,) = (rules for rules in RULE_SETS if str(rules) == "docker.iptables by iptables-nft")
 LEGACY = [rules for rules in RULE_SETS if rules.tool.endswith("legacy")]
@@ -62,6 +68,36 @@ def test_the_same_generation_is_not_dumped_again() -> None:
     again = read_rules(reader)
     assert again.messages is not first.messages
     assert interpret(again) == interpret(first)
+
+
+@contextlib.contextmanager
+def server_behind(bridge: str, address: str, port: int) -> Iterator[None]:
+    """A server in a network namespace of its own, on the other side of `bridge`."""
+    with contextlib.ExitStack() as stack:
+        guest = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        stack.callback(os.close, guest)
+        with network_namespace(), IPRoute() as inside:
+            inside.link("add", ifname="inside", kind="veth", peer={"ifname": "outside", "net_ns_fd": guest})
+            (index,) = inside.link_lookup(ifname="inside")
+            inside.addr("add", index=index, address=address, prefixlen=16)
+            inside.link("set", index=index, state="up")
+            stack.enter_context(socket.create_server((address, port)))
+        with IPRoute() as outside:
+            (master,) = outside.link_lookup(ifname=bridge)
+            outside.link("set", ifname="outside", master=master, state="up")
+        yield
+
+
+@pytest.mark.parametrize("name", ["docker.iptables by iptables-nft", "docker.nft by nft", "portmap.nft by nft",
+                                  "netavark.nft by nft", "portmap.iptables by iptables-legacy"])  # fmt: skip
+def test_the_target_answers_and_the_port_at_the_loopback_does_not(name: str) -> None:
+    (rules,) = (rules for rules in RULE_SETS if str(rules) == name)
+    rules.load()
+    target = interpret(read_rules()).dials[Protocol.TCP, "0.0.0.0", 8080]
+    with server_behind("docker0" if target[0].startswith("172") else "cni0", *target):
+        socket.create_connection(target, timeout=10).close()
+        with pytest.raises((ConnectionRefusedError, TimeoutError)):
+            socket.create_connection(("127.0.0.1", 8080), timeout=0.2)
 
 
 class InterruptedReader(NatReader):

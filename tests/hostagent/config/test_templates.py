@@ -48,7 +48,10 @@ def test_the_examples_in_the_default_template_are_right() -> None:
         (5432, 5432),
         (6000, 6999),
         (13000, 13009),
+        (6379, 6379),
+        (1, 65535),
     ]
+    assert (config.forward_default, config.forwarding) == ("loopback", True)
     assert config.user.name == "alice"
     assert config.env == {"EDITOR": "nano"}
 

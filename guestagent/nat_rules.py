@@ -35,7 +35,7 @@ WIDEST = 1_024
 MAX_CLAIMED = 8_192
 """Ports that all rules together may open; further ones are counted. Half of what the protocol lets a guest have."""
 
-_MAX_VISITS = 100_000
+_MAX_VISITS = 50_000
 _MAX_DEPTH = 32
 _MAX_PIECES = 64
 _MAX_CLAIMS_PER_PORT = 16

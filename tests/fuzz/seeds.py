@@ -44,6 +44,7 @@ from protocol.stream_messages import (
     TerminalSize,
     UnixTarget,
 )
+from tests.guestagent.nat_rule_sets import captures
 
 WEB = Port(Protocol.TCP, "0.0.0.0", 8_080)
 NAMES = Port(Protocol.UDP, "fd00::53", 53, PortKind.NAT)
@@ -117,6 +118,15 @@ AUDIT = [
         NETFILTER_CFG, 0, 0, b"audit(1700000000.000:1): table=nat:3 family=2 entries=1 op=nft_register_rule\0"
     ),
 ]
+_CAPTURES = captures()
+RULES = _CAPTURES["by_hand.nft by nft"]
+TABLE = _CAPTURES["by_hand.iptables by iptables-legacy"].tables[0]
+NFTABLES = [
+    b"".join(netlink.pack(kind, 2, 7, payload + bytes(-len(payload) % 4)) for kind, payload in rules.messages)
+    for rules in _CAPTURES.values()
+    if rules.messages
+]
+IPTABLES = [rules.tables[0].entries for rules in _CAPTURES.values() if rules.tables and not rules.tables[0].ipv6]
 PROC_NET = [
     b"""  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
    0: 0100007F:1F90 00000000:0000 0A 00000000:00000000 00:00000000 00000000  1000        0 4711 1 0 100 0 0 10

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from guestagent import netlink
 from guestagent.audit_records import parse_reply
+from guestagent.nat_contents import RawRules
+from guestagent.nat_rules import RulesTooComplexError
 from guestagent.netlink import KernelDataError
 from guestagent.port_owner import unit_of
 from guestagent.socket_table import DiagRecords, PortTable, parse_destroyed, parse_diag, parse_proc_net
@@ -27,6 +29,7 @@ from protocol.limits import MAX_BODY
 from protocol.ports import Protocol
 from protocol.stream_messages import SocketTarget, StreamKind
 from tests.fuzz import seeds
+from tests.guestagent.nat_rule_sets import interpret
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,25 @@ def _audit(data: bytes) -> str:
     return f"{reply is not None and (bool(reply.errno), reply.status is not None)}"
 
 
+def _translations(rules: RawRules) -> str:
+    try:
+        found = interpret(rules)
+    except RulesTooComplexError as exc:
+        return _refused(exc)
+    assert all(0 < number <= 65_535 and 0 < dial[1] <= 65_535 for (_, _, number), dial in found.dials.items())
+    assert all(owner.unit.isprintable() and len(owner.unit) <= 255 for owner in found.owners.values())
+    return f"{min(len(found.dials), 3)} ports, {_VARYING.sub('#', ', '.join(sorted(found.skipped)))[:60]}"
+
+
+def _nftables(data: bytes) -> str:
+    messages = tuple((message.kind, message.payload) for message in netlink.unpack(data))
+    return _translations(replace(seeds.RULES, messages=messages, tables=()))
+
+
+def _iptables(data: bytes) -> str:
+    return _translations(replace(seeds.RULES, messages=(), tables=(replace(seeds.TABLE, entries=data),)))
+
+
 def _unit(data: bytes) -> str:
     unit = unit_of(data.decode("utf-8", "replace"))
     assert unit.isprintable()
@@ -243,6 +265,8 @@ TARGETS: tuple[Target, ...] = (
     Target("sock_diag", seeds.DIAG, _kernel(_sock_diag)),
     Target("proc_net", seeds.PROC_NET, _kernel(_proc_net)),
     Target("audit", seeds.AUDIT, _kernel(_audit)),
+    Target("nftables", seeds.NFTABLES, _kernel(_nftables)),
+    Target("iptables", seeds.IPTABLES, _kernel(_iptables)),
     Target("control groups", seeds.CGROUPS, _unit),
     Target("QMP", seeds.QMP, _qmp),
     Target("configuration", seeds.CONFIGS, _config),

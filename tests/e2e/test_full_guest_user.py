@@ -34,9 +34,13 @@ def shared_cache(user: pwd.struct_passwd) -> Path:
     """The user's own cache, with root's image in it and what a guest agent is frozen from, but no guest agent."""
     target = Path(user.pw_dir) / ".cache" / "hostagent"
     target.mkdir(parents=True)
+    # Another checkout's freeze may replace the packages just now.
+    lock = paths.cache() / "freeze" / "freeze.lock"
+    lock.parent.mkdir(exist_ok=True)
     for source in (paths.cache() / name for name in ("images", "debian-root", "freeze")):
         if source.exists():  # else the user makes it anew
-            subprocess.run(["cp", "-a", "--reflink=auto", source, target / source.name], check=True)
+            command = ["flock", str(lock), "cp", "-a", "--reflink=auto", str(source), str(target / source.name)]
+            subprocess.run(command, check=True)
     subprocess.run(["chown", "-R", f"{user.pw_uid}:{user.pw_gid}", Path(user.pw_dir) / ".cache"], check=True)
     return target
 

@@ -90,16 +90,17 @@ def main() -> int:
                         help=f"one or more of: {', '.join(PARTS)}")  # fmt: skip
     parser.add_argument("--output", type=Path, default=RESULTS, help="where the table goes (default: %(default)s)")
     arguments = parser.parse_args()
-    load, outcomes = os.getloadavg(), []
-    for outcome in outcomes_of(arguments.only, arguments.seed, arguments.scale):
-        outcomes.append(outcome)
-        print(row(outcome), *outcome.problems, sep="\n    ", flush=True)
     options = [f"--seed {arguments.seed}"]
     if arguments.scale != 1.0:
         options.append(f"--scale {arguments.scale:g}")
     if arguments.only != list(PARTS):
         options.append(f"--only {' '.join(arguments.only)}")
-    write(arguments.output, outcomes, f"python -m tests.faults {' '.join(options)}", load)
+    load, outcomes = os.getloadavg(), []
+    for outcome in outcomes_of(arguments.only, arguments.seed, arguments.scale):
+        outcomes.append(outcome)
+        print(row(outcome), *outcome.problems, sep="\n    ", flush=True)
+        # After each: whoever ends this early has what was done.
+        write(arguments.output, outcomes, f"python -m tests.faults {' '.join(options)}", load)
     return 1 if any(outcome.problems for outcome in outcomes) else 0
 
 

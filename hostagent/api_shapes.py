@@ -104,7 +104,7 @@ class StateEvent(EventShape):
     """Kind "state": the instance is in another state."""
 
     state: str
-    """"running", "stopping" or "stopped"."""
+    """"running", "starting" (again, after a reset of the guest), "stopping" or "stopped"."""
     reason: str
 
 
@@ -281,7 +281,7 @@ class ReloadAnswer(TypedDict):
 
 
 class Stopped(TypedDict):
-    """What it took to shut the guest down: "guest agent", "power button", "quit", "terminated" or "killed"."""
+    """What it took: "guest agent", "power button", "quit", "terminated", "killed", or "interrupted start" of QEMU."""
 
     stopped_by: str
 

@@ -20,7 +20,9 @@ from pathlib import Path
 
 import trio
 
+from protocol.limits import MAX_NAME
 from protocol.ports import PortOwner
+from protocol.wire_values import text_clipped
 
 SLICE = 0.002
 """Seconds of searching after which others get their turn."""
@@ -162,4 +164,5 @@ def unit_of(cgroup: str) -> str:
 
 
 def _printable(text: str, most: int) -> str:
-    return "".join(character if character.isprintable() else "?" for character in text[:most])
+    """At most `most` characters, and as many of them as the protocol takes."""
+    return text_clipped("".join(one if one.isprintable() else "?" for one in text[:most]), MAX_NAME)

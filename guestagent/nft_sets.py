@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from guestagent.netlink import KernelDataError
 from guestagent.nft_dump import Attributes, SetRecord, attributes_of, number, text
@@ -101,7 +102,7 @@ def _intervals(raw: list[Attributes]) -> list[Element]:
     marked = [(_key(one), not _flags(one) & _INTERVAL_END, one) for one in raw if not _flags(one) & _CATCH_ALL]
     marked.sort(key=lambda entry: entry[:2])  # where an interval ends and another begins, the end comes first
     elements = [_element(one) for one in raw if _flags(one) & _CATCH_ALL]
-    for (low, starts, one), following in zip(marked, [*marked[1:], None], strict=True):
+    for (low, starts, one), following in zip_longest(marked, marked[1:]):
         if starts:
             found = _element(one)
             high = _before(following[0]) if following and following[0] > low else b"\xff" * len(low)

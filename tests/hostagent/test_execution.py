@@ -19,7 +19,7 @@ from hostagent import execution as execution_module
 from hostagent.channel import Channel
 from hostagent.errors import UserError
 from hostagent.execution import GuestExecution
-from protocol.limits import MAX_ARGUMENTS, STREAM_WINDOW
+from protocol.limits import MAX_ARGUMENTS, MAX_PAYLOAD, STREAM_WINDOW
 from protocol.stream_messages import CommandTarget, TerminalSize
 from tests.fakes.connected_channel import (
     BOUND,
@@ -126,6 +126,18 @@ async def test_output_that_nobody_takes_stops_the_command(tmp_path: Path) -> Non
             found = await everything(execution)
             assert len(found["stdout"]) == 3_000_000
             assert found["stderr"] == b"done\n"
+
+
+async def test_single_bytes_of_output_cost_no_more_than_whole_pieces(tmp_path: Path) -> None:
+    async with connected_channel(tmp_path) as (channel, *_):
+        execution = GuestExecution(channel)
+        for number in range(STREAM_WINDOW):
+            execution.receive_data(bytes([number % 256]))
+        execution.receive_error_output(b"e")
+        execution.receive_data(b"o")
+        assert len(execution._output) <= STREAM_WINDOW // MAX_PAYLOAD + 2
+        assert [name for name, _ in execution._output][-3:] == ["stdout", "stderr", "stdout"]
+        assert sum(len(payload) for _, payload in execution._output) == STREAM_WINDOW + 2
 
 
 async def test_a_command_that_ends_without_reading_lets_its_feeder_go(tmp_path: Path) -> None:

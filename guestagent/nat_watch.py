@@ -41,7 +41,7 @@ REST = 4
 SHORTEST_REST, LONGEST_REST = 0.05, 10.0
 """Seconds of rest between two reads, whatever they cost."""
 
-TICK, POLL_TICK = 30.0, 2.0
+TICK, POLL_TICK = 60.0, 2.0
 """Seconds between reads that nothing asked for: with a live wake-up source, and without."""
 
 _STEPS_PER_GLANCE = 4  # a look at the clock is dear under emulation

@@ -184,7 +184,7 @@ def test_shell_keeps_streams_apart_and_passes_the_status_on(vm: Vm) -> None:
     for script, status in (("true", 0), ("exit 255", 255), ("kill -9 $$", 137), ("kill -TERM $$", 143)):
         assert vm.at.try_run("shell", "--", "sh", "-c", script).returncode == status
     missing = vm.at.try_run("shell", "--", "no-such-program")
-    assert missing.returncode == 1
+    assert missing.returncode == 127
     assert b"No such file or directory" in missing.stderr
     data = os.urandom(3_000_000)
     done = vm.at.try_run("shell", "--", "cat", stdin=data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pwd
 import shutil
 import socket
@@ -17,7 +18,7 @@ from tests.e2e.vm import BOOT_SECONDS, CONFIGURATION, Installation, Vm, installa
 
 pytestmark = [pytest.mark.full_guest, pytest.mark.timeout(1500)]
 
-USER = "hatester"
+USER = f"hatester{os.getpid()}"  # what a killed run has left behind is not in the way
 
 
 @pytest.fixture(scope="module")

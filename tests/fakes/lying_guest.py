@@ -102,12 +102,13 @@ class LyingGuest:
 
     async def hear(self, kind: type[Message]) -> Message:
         """The next message of this kind."""
-        with trio.fail_after(BOUND):
+        with trio.move_on_after(BOUND):
             while True:
                 for index, message in enumerate(self.heard):
                     if isinstance(message, kind):
                         return self.heard.pop(index)
                 await self.listen()
+        raise AssertionError(f"the host did not say {kind.__name__}, only {self.heard[:20]}")
 
     async def listen(self) -> None:
         """Read once, and take what came: a SYNC is answered. Raises `EOFError` at the end of the connection."""

@@ -8,6 +8,7 @@ Nothing in here belongs to an event loop, so that several tests can have one ins
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
@@ -161,12 +162,15 @@ class Instance:
     async def _first_answer(self) -> trio.SocketStream:
         """QEMU accepts in the guest's stead, and resets when nobody listens there yet."""
         while True:
-            try:
+            with contextlib.suppress(OSError, trio.BrokenResourceError, trio.TooSlowError):
                 stream = await trio.open_tcp_stream("127.0.0.1", self.control_port)
-                await GuestServer(stream).request("hello", seconds=5)
+                try:
+                    await GuestServer(stream).request("hello", seconds=5)
+                except BaseException:
+                    await trio.aclose_forcefully(stream)
+                    raise
                 return stream
-            except (OSError, trio.BrokenResourceError, trio.TooSlowError):
-                await trio.sleep(0.1)
+            await trio.sleep(0.1)
 
 
 def _is_agent(process: psutil.Process) -> bool:

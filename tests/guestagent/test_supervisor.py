@@ -81,7 +81,25 @@ def supervised(agent: str = WAIT, set_up: str = BLOCK) -> Iterator[Supervised]:
         try:
             yield Supervised(process)
         finally:
-            process.kill()
+            if process.poll() is None:
+                end_all_of(process)
+
+
+def end_all_of(process: subprocess.Popen[str]) -> None:
+    """Kill the supervisor last: what its agents leave becomes its own, and so is found, whenever it was started."""
+    process.send_signal(signal.SIGSTOP)
+    while left := [child for child in psutil.Process(process.pid).children(recursive=True) if is_alive(child)]:
+        for child in left:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+    process.kill()
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs, and does not only wait to be collected."""
+    with suppress(psutil.NoSuchProcess):
+        return process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def wait_for_end(pid: int) -> None:

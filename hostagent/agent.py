@@ -27,7 +27,7 @@ from hostagent.forwarder import Forwarder
 from hostagent.forwards import Forward, ForwardKind
 from hostagent.guest_conduct import PAUSE
 from hostagent.launch_plan import LaunchPlan
-from hostagent.lifecycle import InstanceState, Phase, PhaseClock, PhaseReport, instance_state
+from hostagent.lifecycle import InstanceState, Phase, PhaseClock, PhaseReport, instance_state, silent_console
 from hostagent.live_rules import LiveRules
 from hostagent.paths import InstancePaths
 from hostagent.port_reports import PortReports
@@ -211,8 +211,9 @@ class Agent:
             with trio.move_on_at(self._phases.stall_due()):
                 await self._phase_changed.wait()
                 continue
-            detail = "\n".join(last_lines(self._paths.serial_log, CONSOLE_LINES))
-            self._report(self._phases.stall(trio.current_time(), detail or "the serial console is silent"))
+            lines = last_lines(self._paths.serial_log, CONSOLE_LINES)
+            detail = "\n".join(lines) or silent_console(self._paths.name, self._plan.accelerator)
+            self._report(self._phases.stall(trio.current_time(), detail))
 
     async def _watch_clock(self) -> None:
         """Tell the guest the time after the host's clock jumped against its steady one."""

@@ -111,6 +111,16 @@ class PhaseClock:
         return PhaseReport(self._current, PhaseState.STALLED, now - self._began, detail)
 
 
+def silent_console(name: str, accelerator: str) -> str:
+    """What to say of the instance `name` whose guest has written nothing to its console for too long."""
+    if accelerator == "tcg":
+        return "the serial console is silent"
+    return (
+        f"the serial console is silent: perhaps {accelerator} cannot execute this guest; to do without it:\n"
+        f"hostagent down --force {name} && HOSTAGENT_ACCELERATOR=tcg hostagent up {name}"
+    )
+
+
 RESETS = frozenset({"guest-reset", "host-qmp-system-reset"})
 """Reasons of QEMU's SHUTDOWN event that mean a reset (ShutdownCause in QEMU's qapi/run-state.json)."""
 

@@ -5,6 +5,9 @@ and the next one is started from the same plan. Under emulation a reset QEMU nee
 10 s from power-on, and with the process everything goes that belonged to the old boot: nothing of it can linger in
 the channel. Whether to start again is `lifecycle.after_end`'s decision.
 
+A QEMU whose accelerator gave up (KVM's "internal error") neither ends nor goes on: it waits for somebody to debug the
+guest. It is ended here, and if the guest had not come as far as its agent, the next start does without the accelerator.
+
 `beside` (the channel) runs for as long as one QEMU does. `stop` may be called at any time: while QEMU is only being
 started, that start is cancelled, which leaves none behind.
 
@@ -21,17 +24,30 @@ import trio
 from hostagent.errors import UserError
 from hostagent.lifecycle import AfterEnd, after_end
 from hostagent.paths import InstancePaths
+from hostagent.qemu.accelerator import remember_failure
 from hostagent.qemu.command_line import MachineSpec
 from hostagent.qemu.machine import Machine, StopBounds, attach, start
-from hostagent.qemu.monitor import Monitor, MonitorClosedError, open_monitor
+from hostagent.qemu.monitor import Monitor, MonitorClosedError, MonitorError, open_monitor
 from hostagent.qemu.qmp import Event
 
 LAST_WORDS_BOUND = 1.0
 """Seconds that the monitor may take to come to its end behind QEMU's: the reason stands there."""
 
+STATUS_BOUND = 5.0
+"""Seconds that QEMU may take to say in which state it is."""
 
 INTERRUPTED = "interrupted start"
 """What `PowerCycle.stop` answers when there was no QEMU yet."""
+
+
+async def _cannot_go_on(monitor: Monitor) -> bool:
+    """Whether the guest stands still because its accelerator gave up, and not because somebody paused it."""
+    try:
+        with trio.move_on_after(STATUS_BOUND):
+            return bool((await monitor.execute("query-status"))["status"] == "internal-error")
+    except (MonitorError, LookupError, TypeError):  # it ends, or is no QEMU: its end is noticed by others
+        pass
+    return False
 
 
 class PowerObserver(Protocol):
@@ -74,6 +90,10 @@ class PowerCycle:
         """Whether there is a machine whose monitor is connected, if it can be; or will be none any more."""
         self._reason = ""
         self._resets = 0
+        self._greeted = False
+        """Whether the guest agent spoke since this QEMU was started."""
+        self._gave_up = False
+        """Whether the accelerator did."""
         self.stopping = False
         """Whether the next end is the last."""
 
@@ -85,11 +105,12 @@ class PowerCycle:
     def guest_said_hello(self) -> None:
         """The boot came as far as the guest agent."""
         self._resets = 0
+        self._greeted = True
 
     async def run(self) -> int | None:
         """Return when the machine is off to stay: QEMU's exit status, None if it is not known or none was started.
 
-        Raises `UserError` when QEMU cannot be started, or resets again and again.
+        Raises `UserError` when QEMU cannot be started, resets again and again, or has an accelerator that gives up.
         """
         try:
             return await self._run()
@@ -108,6 +129,8 @@ class PowerCycle:
         status = None
         while machine is not None:
             status = await self._serve(machine)
+            if self._gave_up:
+                raise self._accelerator_error(machine)
             self._resets += 1
             match after_end(self._reason, stopping=self.stopping, resets=self._resets):
                 case AfterEnd.OFF:
@@ -133,7 +156,7 @@ class PowerCycle:
 
     async def _serve(self, machine: Machine) -> int | None:
         """Watch one QEMU to its end; returns its exit status."""
-        self._machine, self._reason = machine, ""
+        self._machine, self._reason, self._greeted = machine, "", False
         monitor_over = trio.Event()
         try:
             async with trio.open_nursery() as nursery:
@@ -161,6 +184,9 @@ class PowerCycle:
                     if event.name == "SHUTDOWN":
                         self._reason = str(event.data.get("reason", ""))
                     self._observer.qemu_said(event)
+                    if event.name == "STOP" and await _cannot_go_on(self._monitor):
+                        self._gave_up = True
+                        await machine.stop(self._monitor, StopBounds(power_button=0))
         except MonitorClosedError as exc:  # a QEMU that hangs, or has just ended
             reason = str(exc)
         finally:
@@ -169,6 +195,14 @@ class PowerCycle:
         self._observer.monitor_lost(reason)
         if not connected:
             task_status.started()
+
+    def _accelerator_error(self, machine: Machine) -> UserError:
+        accelerator, words = self._spec.accelerator, machine.internal_error() or "it says no more about it"
+        hint = f"what it said is in {self._paths.qemu_log}"
+        if not self._greeted:
+            remember_failure(self._spec.architecture, accelerator, words)
+            hint = f"start it again: the next start emulates the processor instead, which is slower; {hint}"
+        return UserError(f"{accelerator} cannot execute this guest: {words}", hint)
 
     async def stop(self, bounds: StopBounds) -> str:
         """End QEMU; returns what was needed. Raises `UserError` when nothing helps."""

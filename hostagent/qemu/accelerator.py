@@ -4,13 +4,17 @@ That /dev/kvm can be opened says little: in nested virtual machines the ioctls s
 never gets anywhere. So the candidate runs a firmware of a few instructions, with the machine type and the CPU model of
 the real start, and the guest itself ends QEMU, with an exit status that nothing else has:
 
-- x86_64: real mode, then long mode with paging, 64 KiB of memory written, and 0x2a to the isa-debug-exit port: QEMU
-  exits with 2 * 0x2a + 1.
+- x86_64: real mode, then long mode with paging, 64 KiB of memory written, `lock cmpxchg16b` on a page table, and 0x2a
+  to the isa-debug-exit port: QEMU exits with 2 * 0x2a + 1. Where KVM has no nested paging to use (in some virtual
+  machines), writes to page tables are emulated, and KVM's emulator does not know that instruction
+  (arch/x86/kvm/emulate.c): every Linux guest with SLUB then ends in an internal error, early in its boot.
 - aarch64: one PSCI SYSTEM_OFF call; QEMU exits with 0, and everything else hangs or fails.
 
-A hang is ended after `PROBE_BOUND`. What came out is cached below `paths.cache()` and holds while QEMU's program file,
-the boot of the host, the rights on /dev/kvm and our own groups stay what they are. tcg is the last resort and not
-probed: it needs nothing from the host. What a probe cannot see is a guest that hangs much later.
+A hang is ended after `PROBE_BOUND`, an internal error of the accelerator, behind which QEMU waits for a debugger, at
+once. What came out is cached below `paths.cache()` and holds while QEMU's program file, the boot of the host, the
+rights on /dev/kvm and our own groups stay what they are. tcg is the last resort and not probed: it needs nothing from
+the host. What a probe cannot see is a guest that fails later: where the accelerator says so itself,
+`remember_failure` keeps the next start from it.
 
 `HOSTAGENT_ACCELERATOR` (kvm, hvf or tcg) is taken at its word: no probe, no warning, and QEMU's own error if it fails.
 """
@@ -25,7 +29,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,7 +39,7 @@ import trio
 from hostagent import paths
 from hostagent.errors import UserError
 from hostagent.qemu.command_line import AcceleratorName, Architecture, processor_arguments, program_name
-from hostagent.qemu.last_words import words_of
+from hostagent.qemu.last_words import internal_error, words_of
 from hostagent.qemu.programs import find_program
 
 VARIABLE = "HOSTAGENT_ACCELERATOR"
@@ -53,17 +57,19 @@ _X86_64_PROBE = bytes.fromhex(
     "2666c706001003200000"  # movl $0x2003,%es:0x1000   level 4: the first entry points to 0x2000, writable, present
     "2666c706002003300000"  # movl $0x3003,%es:0x2000   level 3: likewise to 0x3000
     "2666c706003083000000"  # movl $0x0083,%es:0x3000   level 2: the first 2 MiB are mapped onto themselves
-    "2e660f01168000"  # lgdtl %cs:0x80
+    "2e660f01169800"  # lgdtl %cs:0x98
     "66b8200000000f22e0"  # mov $0x20,%eax; mov %eax,%cr4         physical address extension
     "66b8001000000f22d8"  # mov $0x1000,%eax; mov %eax,%cr3
     "66b9800000c00f320d00010f30"  # mov $0xc0000080,%ecx; rdmsr; or $0x100,%ax; wrmsr      EFER: long mode enable
     "66b8110000800f22c0"  # mov $0x80000011,%eax; mov %eax,%cr0   paging and protection
     "66ea59000f000800"  # ljmpl $8,$0xf0059   from here on 64-bit code
     "bf00400000b900000100b02af3aa"  # mov $0x4000,%edi; mov $0x10000,%ecx; mov $0x2a,%al; rep stosb
-    "baf4000000eef4ebfd"  # mov $0xf4,%edx; out %al,(%dx); 1: hlt; jmp 1b
-    "0000000000000000"  # 0x70: descriptors: none,
+    "31c09931db31c9"  # xor %eax,%eax; cltd; xor %ebx,%ebx; xor %ecx,%ecx
+    "f0480fc70c25f03f0000"  # lock cmpxchg16b 0x3ff0   the end of the level 2 table
+    "b02abaf4000000eef4ebfd0000000000"  # mov $0x2a,%al; mov $0xf4,%edx; out %al,(%dx); 1: hlt; jmp 1b; padding
+    "0000000000000000"  # 0x88: descriptors: none,
     "00000000009b2000"  # and 64-bit code
-    "0f0070000f00"  # 0x80: their limit and address
+    "0f0088000f00"  # 0x98: their limit and address
 )
 _X86_64_RESET = bytes.fromhex("ea000000f0")  # ljmp $0xf000,$0   at the reset vector, 16 bytes before the end
 _X86_64_STATUS = 2 * 0x2A + 1
@@ -144,6 +150,15 @@ async def choose_accelerator(architecture: Architecture) -> Accelerator:
     return _fallback(f"{name} does not work here: {failure}") if failure else Accelerator(name)
 
 
+def remember_failure(architecture: Architecture, name: AcceleratorName, reason: str) -> None:
+    """Let the next start do without the accelerator `name`, which failed for `reason` although its probe went well.
+
+    Raises `UserError` when QEMU is not installed any more.
+    """
+    cache = paths.cache() / f"accelerator-{architecture}.json"
+    _store(cache, _cache_key(find_program(program_name(architecture)), name), reason)
+
+
 async def why_unusable(program: Path, architecture: Architecture, name: AcceleratorName) -> str:
     """Empty when a guest was executed with the accelerator `name`; otherwise why not, in words."""
     if name is AcceleratorName.KVM and (reason := _why_no_kvm_device(_KVM)):
@@ -152,25 +167,34 @@ async def why_unusable(program: Path, architecture: Architecture, name: Accelera
         firmware = Path(folder) / "firmware"
         firmware.write_bytes(probe_firmware(architecture))
         with trio.move_on_after(PROBE_BOUND):
-            ended = await trio.run_process(
-                [str(program), *probe_arguments(architecture, name, firmware)],
-                capture_stdout=True,
-                stderr=subprocess.STDOUT,
-                check=False,
-                deliver_cancel=_kill,
-            )
-            return _verdict(architecture, ended.returncode, ended.stdout.decode("utf-8", "replace"))
+            return await _probe(architecture, [str(program), *probe_arguments(architecture, name, firmware)])
     return f"a guest hung for {PROBE_BOUND:g} s"
+
+
+async def _probe(architecture: Architecture, command: Sequence[str]) -> str:
+    """Run the probe to its end, or to the accelerator's."""
+    process = await trio.lowlevel.open_process(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    assert process.stdout is not None
+    said = b""
+    try:
+        async with process.stdout:
+            async for data in process.stdout:
+                said += data
+                if failure := internal_error(said.decode("utf-8", "replace")):
+                    return failure
+        return _verdict(architecture, await process.wait(), said.decode("utf-8", "replace"))
+    finally:
+        process.kill()  # it may be stuck in an ioctl or spin: nothing in it is worth a polite end
+        with trio.CancelScope(shield=True):
+            await process.wait()
 
 
 def _verdict(architecture: Architecture, status: int, output: str) -> str:
     if status == (_X86_64_STATUS if architecture is Architecture.X86_64 else 0):
         return ""
     return words_of(output) or f"the guest crashed, and QEMU ended with status {status}"
-
-
-async def _kill(process: trio.Process) -> None:
-    process.kill()  # it may be stuck in an ioctl or spin: nothing in it is worth a polite end
 
 
 def _why_no_kvm_device(device: Path) -> str:

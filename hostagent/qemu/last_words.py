@@ -29,12 +29,21 @@ _LOCKED = re.compile(r'Failed to get (?:shared )?"[\w -]+" lock|Failed to lock b
 _LOCKED_PATH = re.compile(r"another process using the image \[(?P<path>[^\]]*)\]")
 
 
+_INTERNAL_ERROR = re.compile(r"^KVM internal error\b.*(?=\n)", re.MULTILINE)  # kvm_handle_internal_error in QEMU
+
+
 def words_of(output: str) -> str:
     """The essence of QEMU's output: no name, warnings, failed assertions or control characters, and bounded."""
     lines = [_PROGRAM.sub("", _CONTROL.sub("", line)).strip() for line in output.splitlines()]
     said = [line for line in lines if line and not line.startswith(("warning:", "info:"))]
     # an assertion is for QEMU's developers, unless nothing else was said
     return "; ".join([line for line in said if "Assertion `" not in line] or said)[:MAX_WORDS]
+
+
+def internal_error(output: str) -> str:
+    """How QEMU says that the accelerator cannot execute the guest any further; empty while it does not say so."""
+    found = _INTERNAL_ERROR.search(output)
+    return _CONTROL.sub("", found[0]).strip()[:MAX_WORDS] if found else ""
 
 
 def death_error(output: str, log: Path, status: int | None) -> UserError:

@@ -39,7 +39,7 @@ import trio
 from hostagent.errors import UserError
 from hostagent.paths import InstancePaths
 from hostagent.qemu.command_line import Listeners, MachineSpec, arguments, program_name
-from hostagent.qemu.last_words import death_error, words_of
+from hostagent.qemu.last_words import death_error, internal_error, words_of
 from hostagent.qemu.monitor import Monitor, MonitorClosedError, MonitorError, open_monitor
 from hostagent.qemu.pid_file import HeldPidFile, ProcessIdentity, hold_pid_file, is_held, living_process
 from hostagent.qemu.programs import find_program
@@ -128,6 +128,10 @@ class Machine:
     def last_words(self) -> str:
         """What QEMU has printed since it was started, less its warnings; empty when it said nothing."""
         return words_of(_read_log(self._paths.qemu_log))
+
+    def internal_error(self) -> str:
+        """How QEMU said that the accelerator gave up; empty when it did not."""
+        return internal_error(_read_log(self._paths.qemu_log))
 
     async def stop(self, monitor: Monitor | None = None, bounds: StopBounds | None = None) -> StopStep:
         """End QEMU and return the step that was needed.

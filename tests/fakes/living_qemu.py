@@ -27,6 +27,8 @@ class LivingQemu:
         self.monitor = monitor
         self.obeys = {"power off", "system_powerdown", "quit"}
         """What ends it."""
+        self.status = "running"
+        """What it answers to `query-status`, and to all else, where nobody looks at it."""
 
     @property
     def commands(self) -> list[str]:
@@ -39,7 +41,7 @@ class LivingQemu:
             command = await self.monitor.next_command(number)
             number += 1
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                await self.monitor.answer(command, {})
+                await self.monitor.answer(command, {"status": self.status})
             if command["execute"] in self.obeys:
                 self.process.kill()
 

@@ -141,6 +141,20 @@ class HostStream:
         self.host.link.flush()
 
 
+class _Port(Port):
+    """Calls `wrote` after each write: what leaves changes what the host knows, and is answered by nothing."""
+
+    def __init__(self, descriptor: int, wrote: Callable[[], None]) -> None:
+        super().__init__(descriptor)
+        self._wrote = wrote
+
+    def write(self, data: memoryview) -> int:
+        try:
+            return super().write(data)
+        finally:
+            self._wrote()
+
+
 class HostEnd:
     """The host's end. `generations` counts those that started."""
 
@@ -165,7 +179,7 @@ class HostEnd:
             await trio.lowlevel.wait_readable(self._listener)
             sock = self._listener.accept()[0]
             sock.setblocking(False)
-            port = Port(sock.detach())
+            port = _Port(sock.detach(), self._tell)
             self.link = Link(self.connection, port, WAITS, self._dispatch, self._unpaused)
             self.connection.connected(trio.current_time())
             try:
@@ -186,7 +200,7 @@ class HostEnd:
         self._cut.cancel()
 
     async def until(self, answer: Callable[[], Answer | None]) -> Answer:
-        """What `answer` gives as soon as that is not None, asked after each batch of events."""
+        """What `answer` gives as soon as that is not None, asked after each batch of events and each write."""
         with trio.fail_after(BOUND):
             while (found := answer()) is None:
                 await self._news.wait()
@@ -251,6 +265,9 @@ class HostEnd:
                 self.streams[event.stream].hear(event)
             elif isinstance(event, Message):
                 self.messages.append(event)
+        self._tell()
+
+    def _tell(self) -> None:
         self._news.set()
         self._news = trio.Event()
 

@@ -346,7 +346,7 @@ async def test_many_connections_at_once(tmp_path: Path) -> None:
                 await stream.wait(EndOfData)
                 stream.send_end()
             assert sorted(int(stream.output()) for stream in streams) == list(range(500))
-            await host.until(lambda: None if host.connection.stream(streams[-1].stream.number) else True)
-            with trio.fail_after(BOUND):
+            with trio.fail_after(BOUND):  # the last ENDs may leave later, and are answered by nothing
                 while len(agent._table):
                     await trio.lowlevel.checkpoint()
+            assert not host.connection.streams

@@ -13,6 +13,7 @@ from hostagent.lifecycle import (
     PhaseState,
     after_end,
     instance_state,
+    silent_console,
 )
 
 
@@ -87,3 +88,10 @@ def test_the_state_follows_from_the_parts(
     qemu_runs: bool, ready: bool, agent_present: bool, stopping: bool, state: InstanceState
 ) -> None:
     assert instance_state(qemu_runs=qemu_runs, ready=ready, agent_present=agent_present, stopping=stopping) is state
+
+
+def test_a_silent_console_is_explained_where_an_accelerator_may_be_the_reason() -> None:
+    assert silent_console("box", "tcg") == "the serial console is silent"
+    assert silent_console("box", "kvm").splitlines()[1:] == [
+        "hostagent down --force box && HOSTAGENT_ACCELERATOR=tcg hostagent up box"
+    ]

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from hostagent.qemu.machine import StopBounds, attach, start
 from hostagent.qemu.monitor import Monitor, MonitorClosedError, open_monitor
 from hostagent.qemu.qmp import Event
 from tests.fakes.firmware import POWER_BUTTON, RESET_BUTTON
+from tests.fakes.living_qemu import living_qemu
 
 BOUND = 60.0
 """Seconds that anything here may take on a busy machine."""
@@ -240,3 +242,45 @@ async def test_a_qemu_whose_monitor_is_silent_is_watched_all_the_same(
         await it.told.until("monitor lost")
         assert await it.cycle.stop(AT_ONCE) == "killed"
         await it.off()
+
+
+async def test_a_guest_that_somebody_paused_goes_on(paths: InstancePaths) -> None:
+    async with powered(paths, machine(paths)) as it:
+        await it.told.until("started")
+        monitor = await connected_monitor(it.cycle)
+        await monitor.execute("stop")
+        await it.told.until("STOP")
+        await monitor.execute("cont")
+        await it.told.until("RESUME")
+        assert it.cycle.pid is not None
+        assert await it.cycle.stop(QUIT) == "quit"
+        await it.off()
+
+
+@pytest.mark.parametrize("greeted", [False, True])
+async def test_an_accelerator_that_gives_up_ends_qemu_and_is_not_tried_again(
+    greeted: bool, paths: InstancePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembered: list[object] = []
+    monkeypatch.setattr(power_cycle, "remember_failure", lambda *failure: remembered.append(failure))
+    spec = replace(machine(paths), accelerator=AcceleratorName.KVM)
+    paths.qemu_log.write_text("KVM internal error. Suberror: 1\nextra data[0]: 0x1\nRAX=0\n")
+    async with living_qemu(paths) as qemu, trio.open_nursery() as nursery:
+        it = Powered(paths, spec)
+
+        async def fail_it() -> None:
+            await connected_monitor(it.cycle)
+            if greeted:
+                it.cycle.guest_said_hello()
+            qemu.status = "internal-error"
+            await qemu.monitor.say({"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 0}})
+
+        nursery.start_soon(fail_it)
+        with pytest.raises(UserError, match="kvm cannot execute this guest: KVM internal error") as caught:
+            await it.run()
+        assert qemu.commands == ["query-status", "quit"]
+    assert attach(paths) is None
+    words = "KVM internal error. Suberror: 1"
+    assert remembered == ([] if greeted else [(Architecture.X86_64, AcceleratorName.KVM, words)])
+    assert ("the next start emulates the processor" in str(caught.value.hint)) is not greeted
+    assert str(paths.qemu_log) in str(caught.value.hint)

@@ -20,6 +20,7 @@ from hostagent.qemu.accelerator import (
     forced_accelerator,
     probe_arguments,
     probe_firmware,
+    remember_failure,
     why_unusable,
 )
 from hostagent.qemu.command_line import AcceleratorName, Architecture, processor_arguments
@@ -124,19 +125,34 @@ async def test_what_works_is_taken_without_a_warning_and_probed_once(
             "failed to set MSR 0x10a",
         ),
         ("exit 0", "the guest crashed, and QEMU ended with status 0"),
+        (
+            "printf 'KVM internal error. Suberror: 1\\nextra data[0]: 0x1\\n'; exec sleep 60",
+            "KVM internal error. Suberror: 1",
+        ),
         ("exec sleep 60", "a guest hung for 0.2 s"),
     ],
 )
 async def test_what_does_not_work_is_said_once_found_out(
     script: str, why: str, fake_qemu: FakeQemu, linux_on_x86_64: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(accelerator_module, "PROBE_BOUND", 0.2)
+    hangs = "hung" in why
+    monkeypatch.setattr(accelerator_module, "PROBE_BOUND", 0.2 if hangs else 60.0)
     fake_qemu.does(script)
     found = await choose_accelerator(X86_64)
     assert found.name is TCG
     assert found.warning is not None
     assert f"software emulation, many times slower: kvm does not work here: {why}" in found.warning
     assert await choose_accelerator(X86_64) == found
+    assert len(fake_qemu.runs) == 1
+
+
+async def test_what_fails_after_its_probe_is_not_tried_again(fake_qemu: FakeQemu, linux_on_x86_64: None) -> None:
+    fake_qemu.does("exit 85")
+    assert (await choose_accelerator(X86_64)).name is KVM
+    remember_failure(X86_64, KVM, "KVM internal error. Suberror: 1")
+    found = await choose_accelerator(X86_64)
+    assert found.name is TCG
+    assert "kvm does not work here: KVM internal error. Suberror: 1" in str(found.warning)
     assert len(fake_qemu.runs) == 1
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from hostagent.qemu.last_words import MAX_WORDS, death_error, words_of
+from hostagent.qemu.last_words import MAX_WORDS, death_error, internal_error, words_of
 
 LOG = Path("/vm/qemu.log")
 
@@ -75,3 +75,11 @@ def test_why_it_died(output: str, message: str, hint: str) -> None:
 )
 def test_a_silent_death(status: int | None, words: str) -> None:
     assert words in death_error("", LOG, status).message
+
+
+def test_an_internal_error_is_told_by_its_whole_first_line() -> None:
+    assert internal_error("") == internal_error("KVM: entry failed\n") == ""
+    assert internal_error("warning: x\nKVM internal error. Sube") == ""
+    assert internal_error("warning: x\nKVM internal error. Suberror: 1\x1b\nextra data[0]: 0x1\n") == (
+        "KVM internal error. Suberror: 1"
+    )

@@ -292,10 +292,9 @@ class _Connections:
         try:
             state = ConnectionState({})
             # It is annotated for TLS only, and serves both.
-            await TCPServer(self._application, self._config, self._context, state, cast("Any", stream)).run()
-        except Exception as exc:
-            if not _is_late_answer(exc):
-                _log.exception("a connection to the API failed")
+            await _Server(self._application, self._config, self._context, state, cast("Any", stream)).run()
+        except Exception:
+            _log.exception("a connection to the API failed")
         finally:
             self._streams.discard(stream)
             if not self._streams:
@@ -314,14 +313,19 @@ class _Connections:
                 stream.socket.close()
 
 
-def _is_late_answer(exc: BaseException) -> bool:
-    """Whether nothing went wrong but that an answer to a ping or close met the connection's end.
+class _Server(TCPServer):
+    """hypercorn's server of one connection, whose end meets no sender.
 
-    hypercorn takes its send lock for data, and not for the end of data (`TCPServer._close`), so trio sees two senders.
+    hypercorn takes its send lock for data, and not for the end of data: an answer that comes meanwhile makes trio see
+    two senders, and fails with whatever wanted to send it.
     """
-    if isinstance(exc, BaseExceptionGroup):
-        return all(_is_late_answer(one) for one in exc.exceptions)
-    return isinstance(exc, trio.BusyResourceError)
+
+    async def _close(self) -> None:
+        if self.send_lock.locked():
+            await self.stream.aclose()  # the client does not read: whoever sends finds the stream closed
+            return
+        async with self.send_lock:
+            await super()._close()
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ a test that skips itself has failed.
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Generator, Iterable
 
 import pytest
@@ -31,6 +32,12 @@ def kind(item: pytest.Item) -> str:
 def missing_tools(kinds: Iterable[str]) -> list[str]:
     """Programs that tests of `kinds` need and PATH lacks."""
     return sorted({tool for name in kinds for tool in TOOLS[name] if shutil.which(tool) is None})
+
+
+def pytest_configure() -> None:
+    """Take no ignored signals over, which children would inherit: `nohup` and a shell's `&` ignore some (nohup(1))."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.hookimpl(trylast=True)  # after -k and -m took away what they do not want

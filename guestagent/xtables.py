@@ -61,11 +61,10 @@ def read_match(name: str, revision: int, info: bytes) -> Condition | None:
 
 def _protocol_ports(protocol: Protocol, source: tuple[int, int], wanted: tuple[int, int], inverted: int) -> Condition:
     ports = _inverted(ranges([wanted]), bool(inverted & _INVERTED_DESTINATION))
-    if source != (0, 0xFFFF):
-        if not inverted & _INVERTED_SOURCE:
-            return NEVER
-        return Condition(Packets(protocols=frozenset({protocol}), ports=ports), exact=False)
-    return Condition(Packets(protocols=frozenset({protocol}), ports=ports)) if ports else NEVER
+    any_source = source == (0, 0xFFFF)
+    if not ports or not (any_source or inverted & _INVERTED_SOURCE):
+        return NEVER
+    return Condition(Packets(protocols=frozenset({protocol}), ports=ports), exact=any_source)
 
 
 def _inverted(given: Ranges, invert: bool) -> Ranges:

@@ -205,8 +205,11 @@ class Connection:
 
         So whoever got fewer than `limit` need not ask again.
         """
-        parts = [self._handshake.take_unsaid()]
-        if (encoder := self._handshake.encoder) is None:
+        handshake, streams = self._handshake, self._streams
+        if not (streams.said or streams.waiting or self._control or self._pong or handshake.unsaid):
+            return b""  # every second time: what came in was for a socket alone
+        parts = [handshake.take_unsaid()]
+        if (encoder := handshake.encoder) is None:
             return parts[0]
         if self._pong is not None:
             parts += encoder.parts(encode(self._pong))
@@ -214,7 +217,7 @@ class Connection:
         while self._control:
             parts += encoder.parts(encode(self._control.popleft()))
         left = limit - sum(map(len, parts))
-        while left > 0 and (message := self._streams.next_message()) is not None:
+        while left > 0 and (message := streams.next_message()) is not None:
             header, body = encoder.parts(encode(message))
             parts += (header, body)
             left -= HEADER_SIZE + len(body)

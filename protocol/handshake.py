@@ -71,7 +71,8 @@ class Handshake:
         self._marker = NO_MARKER
         self._peer_marker: bytes | None = None
         self._flush = False
-        self._unsaid: Preamble | None = None
+        self.unsaid: Preamble | None = None
+        """What is to be said before all frames; `take_unsaid` has its bytes."""
         self._asked = 0.0
 
     @property
@@ -89,7 +90,7 @@ class Handshake:
         self.decoder.clear()
         self.encoder = None
         self._flush = False
-        self._unsaid = None
+        self.unsaid = None
 
     def give_up(self, now: float) -> None:
         """End the generation from this side. The peer may be in the middle of a frame, hence the flush."""
@@ -98,7 +99,7 @@ class Handshake:
         if self._role is Role.HOST:
             self._ask()
         else:
-            self._unsaid = Preamble(PreambleKind.LOST, self._random(MARKER_SIZE))
+            self.unsaid = Preamble(PreambleKind.LOST, self._random(MARKER_SIZE))
 
     def peer_gave_up(self, now: float) -> None:
         """The peer flushed. It is not in the middle of a frame, and (as the host) is about to ask."""
@@ -113,17 +114,17 @@ class Handshake:
             return
         self._hunt(now)
         self._flush = True
-        self._unsaid = Preamble(PreambleKind.SYNC, self._marker)
+        self.unsaid = Preamble(PreambleKind.SYNC, self._marker)
 
     def take_unsaid(self) -> bytes:
         """Bytes that go before all frames, once."""
-        if self._unsaid is None:
+        if self.unsaid is None:
             return b""
-        unsaid = self._unsaid.encode()
+        unsaid = self.unsaid.encode()
         if self._flush:
             unsaid = FLUSH + unsaid
         self._flush = False
-        self._unsaid = None
+        self.unsaid = None
         return unsaid
 
     def receive_preamble(self, preamble: Preamble, now: float) -> Turn | None:
@@ -150,13 +151,13 @@ class Handshake:
     def _ask(self) -> None:
         """With a new marker, answers to older questions mean nothing."""
         self._marker = self._random(MARKER_SIZE)
-        self._unsaid = Preamble(PreambleKind.SYNC, self._marker)
+        self.unsaid = Preamble(PreambleKind.SYNC, self._marker)
 
     def _answer(self, host_marker: bytes) -> Turn:
         if host_marker != self._peer_marker or self.decoder.received > 0:
             self._marker = self._random(MARKER_SIZE)
         self._peer_marker = host_marker
-        self._unsaid = Preamble(PreambleKind.ANSWER, self._marker, host_marker)
+        self.unsaid = Preamble(PreambleKind.ANSWER, self._marker, host_marker)
         self._begin(generation_seed(host_marker, self._marker))
         return Turn("the host began a new generation", begun=True)
 

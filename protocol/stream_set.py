@@ -29,7 +29,8 @@ class StreamSet:
         self._streams: dict[int, Stream] = {}
         self._windows = 0
         self._alive = [0, 0]  # even and odd numbers
-        self._round: deque[Stream] = deque()
+        self.waiting: deque[Stream] = deque()
+        """Streams with something to send, in the order of their turns; some may have lost it, or their credit."""
         self._unpaused: list[int] = []
         self.said: deque[StreamMessage] = deque()
         """Messages about the life and credit of streams that wait to be sent."""
@@ -107,14 +108,14 @@ class StreamSet:
         """Let `stream` stand in the round if it has something to send."""
         if stream.sendable and not stream.in_turn:
             stream.in_turn = True
-            self._round.append(stream)
+            self.waiting.append(stream)
 
     def next_message(self) -> StreamMessage | None:
         """What is to be sent next, or None when nothing may leave."""
         if self.said:
             return self.said.popleft()
-        while self._round:
-            stream = self._round.popleft()
+        while self.waiting:
+            stream = self.waiting.popleft()
             stream.in_turn = False
             if not stream.sendable:
                 continue

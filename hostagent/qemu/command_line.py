@@ -12,6 +12,9 @@ What a machine is made of, and why:
   fast string moves copies with `rep movsb`, which TCG executes byte by byte: with it, a forwarded stream had 13 MB/s
   to the host and 9 MB/s to the guest, without it 30 and 19. On aarch64, `pauth-impdef` replaces the pointer
   authentication cipher of the architecture, which costs most of the time when emulated, by a cheap one.
+- A kernel that is started directly is told `mitigations=off` under TCG, before its own options, which may say
+  otherwise. What it would do against speculative execution is translated like all else: it protects nothing, and
+  retpolines and barriers cost a sixth of a round trip (QEMU's own forward: 0.41 instead of 0.49 ms).
 - The HPET is left out: an emulated guest that finds its TSC unusable would take it for its clock, and each look at the
   time would cost 3.9 instead of 2.4 microseconds (acpi_pm).
 - The disk has an I/O thread, so that its work does not delay the main loop, which also moves the bytes of the channel.
@@ -177,11 +180,14 @@ def _json(**members: object) -> str:
 
 def _boot_arguments(spec: MachineSpec) -> list[str]:
     found: list[str] = []
+    command_line = spec.kernel_command_line
+    if spec.kernel is not None and spec.accelerator is AcceleratorName.TCG:
+        command_line = f"mitigations=off {command_line or ''}".rstrip()
     for option, value in (
         ("-bios", spec.firmware),
         ("-kernel", spec.kernel),
         ("-initrd", spec.initrd),
-        ("-append", spec.kernel_command_line),
+        ("-append", command_line),
     ):
         if value is not None:
             found += [option, str(value)]

@@ -52,7 +52,7 @@ FORWARDING = RuleSet(
         ),
     )
 )
-KERNEL_COMMAND_LINE = f"console=ttyS0 quiet panic=-1 mitigations=off server_port={CONTROL_PORT}"
+KERNEL_COMMAND_LINE = f"console=ttyS0 quiet panic=-1 server_port={CONTROL_PORT}"
 MEMORY = 512 << 20
 END_SECONDS = 30.0
 """Bound on what ends by itself."""

@@ -57,6 +57,7 @@ CASES: dict[str, tuple[str, int, bytes, Condition | None]] = {
     "from the guest": ("addrtype", 1, struct.pack("=HHI", 4, 0, 0), NEVER),
     "not from the guest": ("addrtype", 1, struct.pack("=HHI", 4, 0, 1), MAYBE),
     "a mark": ("mark", 1, struct.pack("=IIB", 1, 1, 0), NEVER),
+    "all ports but one, to none": ("tcp", 0, bytes(11) + b"\x01", NEVER),
     "without a mark": ("mark", 1, struct.pack("=IIB", 1, 1, 1), Condition()),
     "new": ("state", 0, struct.pack("=I", 8), Condition()),
     "established": ("state", 0, struct.pack("=I", 4), NEVER),

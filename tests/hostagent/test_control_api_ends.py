@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Any, cast
 
@@ -35,7 +36,7 @@ def connected() -> tuple[_Server, trio.SocketStream]:
 @pytest.mark.parametrize("answer_first", [False, True])
 async def test_an_answer_that_meets_the_end_fails_nothing(answer_first: bool) -> None:
     server, client = connected()
-    works = [server._close, partial(server.protocol_send, RawData(b"answer"))]
+    works: list[Callable[[], Awaitable[None]]] = [server._close, partial(server.protocol_send, RawData(b"answer"))]
     async with client:
         async with trio.open_nursery() as nursery:
             for work in reversed(works) if answer_first else works:

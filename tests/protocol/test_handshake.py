@@ -25,7 +25,7 @@ def sync(marker: bytes = H) -> Preamble:
 
 def said(one: Handshake) -> Preamble:
     """The preamble that leaves, without its flush."""
-    unsaid = one._unsaid
+    unsaid = one.unsaid
     assert unsaid is not None
     assert one.take_unsaid().endswith(unsaid.encode())
     return unsaid

@@ -121,8 +121,10 @@ def test_direct_kernel_boot_and_firmware() -> None:
         kernel_command_line="console=ttyS0 quiet",
         firmware=Path("/f"),
     )
-    text = written(arguments(spec, Listeners(7, 8)))
+    text = written(arguments(dataclasses.replace(spec, accelerator=KVM), Listeners(7, 8)))
     assert "-bios /f\n-kernel /k\n-initrd /i\n-append console=ttyS0 quiet\n" in text
+    emulated = written(arguments(dataclasses.replace(spec, accelerator=TCG), Listeners(7, 8)))
+    assert "\n-append mitigations=off console=ttyS0 quiet\n" in emulated, "the image's own options have the last word"
     assert "blk" not in text
     assert "iothread" not in text
 

@@ -132,13 +132,23 @@ class OwnerSearch:
 def container_of(process: str, command_line: str) -> str:
     """The container that a container engine's `process` holds a port for, as its command line (proc(5)) says.
 
-    conmon has the container's name, docker-proxy only its address. Anybody can call a process that: it is text.
+    conmon has the container's name, docker-proxy only its address, which leads to the name (`container_questions`).
+    Anybody can call a process that: it is text.
     """
     engine, option = _ENGINE_OPTIONS[process]
+    value = option_of(command_line, option)
+    return container_unit(engine, value) if value else ""
+
+
+def option_of(command_line: str, option: str) -> str:
+    """The value of the first `option` of a command line (proc(5)); nothing when it has none."""
     arguments = command_line.split("\0")
-    if option not in arguments[:-1]:
-        return ""
-    return _printable(f"{engine}/{arguments[arguments.index(option) + 1]}", MAX_UNIT_NAME)
+    return arguments[arguments.index(option) + 1] if option in arguments[:-1] else ""
+
+
+def container_unit(engine: str, name: str) -> str:
+    """A container as the unit of an owner: `ENGINE/NAME`, whatever the name is."""
+    return _printable(f"{engine}/{name}", MAX_UNIT_NAME)
 
 
 def unit_of(cgroup: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from pathlib import Path
 
 from guestagent import netlink
 from guestagent.audit_records import GET, NETFILTER_CFG
@@ -136,6 +137,12 @@ PROC_NET = [
 CGROUPS = [
     b"0::/system.slice/nginx.service\n",
     b"12:memory:/docker/" + b"a" * 64 + b"\n0::/user.slice/user-1000.slice/session-2.scope\n",
+]
+ENGINES = [
+    (Path(__file__).parent.parent / "guestagent" / "engines" / "docker-20.10.http").read_bytes(),
+    b'HTTP/1.0 200 OK\r\nContent-Length: 60\r\n\r\n[{"Id": "0123456789ab", "Names": ["/web"], "Ports": [], "x": 1}]',
+    b'{"container_id":"0123456789ab","container_ip_v4":"10.88.0.2","container_ip_v6":null,"dns_server_ips":[]}',
+    b'{"Namespace":"default","ID":"0123456789ab","Networks":{"bridge":{}},"ExtraHosts":null,"Name":"web"}',
 ]
 QMP = [
     b"""{"QMP": {"version": {"qemu": {"micro": 0, "minor": 2, "major": 7}, "package": "Debian"}, "capabilities": []}}

@@ -12,10 +12,12 @@ from dataclasses import dataclass, replace
 
 from guestagent import netlink
 from guestagent.audit_records import parse_reply
+from guestagent.container_questions import ContainerList, question_about
+from guestagent.engine_answers import body_untrusted, containers_untrusted, name_untrusted, published_untrusted
 from guestagent.nat_contents import RawRules
 from guestagent.nat_rules import RulesTooComplexError
 from guestagent.netlink import KernelDataError
-from guestagent.port_owner import unit_of
+from guestagent.port_owner import container_unit, unit_of
 from guestagent.socket_table import DiagRecords, PortTable, parse_destroyed, parse_diag, parse_proc_net
 from hostagent import exec_frames
 from hostagent.config.loader import HostDefaults, load_config
@@ -26,7 +28,7 @@ from protocol.connection import Connection, Event, GenerationEnded, GenerationSt
 from protocol.errors import RemoteProtocolError
 from protocol.framing import FrameDecoder, FrameEncoder, Preamble, PreambleKind, generation_seed
 from protocol.limits import MAX_BODY
-from protocol.ports import Protocol
+from protocol.ports import Port, PortOwner, Protocol
 from protocol.stream_messages import SocketTarget, StreamKind
 from tests.fuzz import seeds
 from tests.guestagent.nat_rule_sets import interpret
@@ -211,6 +213,36 @@ def _unit(data: bytes) -> str:
     return f"{unit.rpartition('.')[2][:10]}, {len(unit) // 64}"
 
 
+def _engine(data: bytes) -> str:
+    outcome = []
+    for parse in (_containers, _address, _name):
+        try:
+            outcome.append(parse(data)[:40])
+        except RemoteProtocolError as exc:
+            outcome.append(_refused(exc))
+    return min(outcome, key=lambda one: (one.startswith("refused"), one))
+
+
+def _containers(data: bytes) -> str:
+    containers = list(containers_untrusted(body_untrusted(data)))
+    known = ContainerList(filter(None, containers))
+    for owner in (PortOwner("dockerd", 1, 0), PortOwner("x", 1, 0, "docker/b560cac189f6"), PortOwner("rule", 0, 0)):
+        question = question_about(Port(Protocol.TCP, "0.0.0.0", 8_080), owner, "172.17.0.2", frozenset())
+        assert question
+        unit = container_unit("docker", known.name_for(question))
+        assert unit.isprintable()
+        assert len(unit.encode()) <= 255
+    return f"{min(len(containers), 3)} containers, {containers.count(None)} not understood"
+
+
+def _address(data: bytes) -> str:
+    return f"{len(published_untrusted(data)[1])} addresses"
+
+
+def _name(data: bytes) -> str:
+    return f"a name, {name_untrusted(data).isprintable()}"
+
+
 def _qmp(data: bytes) -> str:
     connection = QmpConnection()
     outcome: list[str] = []
@@ -268,6 +300,7 @@ TARGETS: tuple[Target, ...] = (
     Target("nftables", seeds.NFTABLES, _kernel(_nftables)),
     Target("iptables", seeds.IPTABLES, _kernel(_iptables)),
     Target("control groups", seeds.CGROUPS, _unit),
+    Target("container engines", seeds.ENGINES, _engine),
     Target("QMP", seeds.QMP, _qmp),
     Target("configuration", seeds.CONFIGS, _config),
     Target("exec frames", seeds.EXEC, _exec_frames),

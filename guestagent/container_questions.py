@@ -34,7 +34,10 @@ SHORT = 12
 """Digits of a container's id that units and rules are shown with. They tell containers apart as well as all 64 do."""
 
 _DOCKER = frozenset({"docker-proxy", "dockerd"})
-_TIED = frozenset({"podman", "rootlessport", "slirp4netns", "pasta", "pasta.avx2", "passt", "passt.avx2"})
+PODMAN = "podman"
+"""The command, or the service, which opens a port and hands it on."""
+
+_TIED = frozenset({PODMAN, "rootlessport", "slirp4netns", "pasta", "pasta.avx2", "passt", "passt.avx2"})
 _ROOTLESS_DOCKER = "rootlesskit"
 _PROCESSES = _DOCKER | _TIED | {_ROOTLESS_DOCKER}
 _IDENTIFIED = re.compile(r"(.*)/([0-9a-f]{12})")

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from guestagent import port_owner
 from guestagent.port_owner import MAX_PROCESS_NAME, MAX_UNIT_NAME, OwnerSearch, container_of, unit_of
 from protocol.ports import PortOwner
+from tests.fakes.made_up_proc import MadeUpProc
 
 CONTAINER = "0123456789abcdef" * 4
 
@@ -55,22 +56,6 @@ async def test_another_processs_socket_is_found_by_the_thread_that_opened_it() -
             assert found[number].pid == child.pid
         assert await OwnerSearch().find({number + 10**12}, [thread, 2**31]) == {}
         nursery.cancel_scope.cancel()
-
-
-class MadeUpProc:
-    """A /proc with the processes of a test. Counts which processes were looked into."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def add(self, pid: int, *inodes: int, comm: str = "server", cgroup: str = "0::/\n", files: int = 0) -> None:
-        process = self.root / str(pid)
-        (process / "fd").mkdir(parents=True)
-        (process / "comm").write_bytes(comm.encode("utf-8", "surrogateescape") + b"\n")
-        (process / "cgroup").write_text(cgroup)
-        (process / "status").write_text(f"Name:\tx\nTgid:\t{pid}\n")
-        for number, target in enumerate([*["/dev/null"] * files, *[f"socket:[{item}]" for item in inodes]]):
-            (process / "fd" / str(number)).symlink_to(target)
 
 
 @pytest.fixture
@@ -181,11 +166,9 @@ ENGINES = {
 @pytest.mark.parametrize("process", ENGINES)
 async def test_an_engines_process_names_its_container(process: str, proc: MadeUpProc) -> None:
     command_line, unit = ENGINES[process]
-    proc.add(100, 7, comm=process, cgroup="0::/system.slice/engine.service\n")
-    (proc.root / "100" / "cmdline").write_text(command_line)
+    proc.add(100, 7, comm=process, cgroup="0::/system.slice/engine.service\n", command_line=command_line)
     proc.add(101, 8, comm=process, cgroup="0::/system.slice/engine.service\n")
-    proc.add(102, 9, comm="server", cgroup="0::/system.slice/web.service\n")
-    (proc.root / "102" / "cmdline").write_text(command_line)
+    proc.add(102, 9, comm="server", cgroup="0::/system.slice/web.service\n", command_line=command_line)
     found = await OwnerSearch(proc.root).find({7, 8, 9})
     assert found[7].unit == unit
     assert found[8].unit == "engine.service"

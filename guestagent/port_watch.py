@@ -7,10 +7,10 @@ delay until the safety tick. A look that fails changes nothing: what was open st
 Ports that address translation opens (`nat_watch`) are merged with those of sockets: a port is open while either says
 so, and is told once. `route` says where to dial it.
 
-Four kinds of tasks: one per source (`wakeups.keep_open`), which only marks a protocol as to be looked at; the loop
+Five kinds of tasks: one per source (`wakeups.keep_open`), which only marks a protocol as to be looked at; the loop
 here, which looks when `DumpSchedule` says so, for each protocol apart, so that a storm of UDP binds does not delay TCP;
-and the search for owners, which runs behind, so that no port is told later because its process is hard to find;
-and the reading of rules.
+the search for owners, which runs behind, so that no port is told later because its process is hard to find; the reading
+of rules; and behind both, the asking of container engines for names (`container_names`).
 
 Whoever listens (`PortSink`) is called on the event loop and must not block. `ports` and `owners` are always current,
 for a listener that has to start over.
@@ -19,15 +19,17 @@ for a listener that has to start over.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 from typing import Protocol as Seam
 
 import trio
 
+from guestagent.container_lookup import ContainerLookup
+from guestagent.container_names import ContainerNames, Lookup
 from guestagent.dump_schedule import Cause, DumpSchedule
-from guestagent.nat_ports import MergedPorts, NatPorts, dial_for
+from guestagent.nat_ports import LOOPBACK, MergedPorts, NatPorts, dial_for
 from guestagent.nat_watch import NatWatch, RuleReader
 from guestagent.netlink import KernelDataError
 from guestagent.port_owner import OwnerSearch
@@ -89,6 +91,10 @@ class WatchCounters:
     """Reads of the address translation rules."""
     failed_nat_reads: int
     """Those that gave no answer."""
+    name_rounds: int
+    """Rounds of asking container engines for names."""
+    failed_name_lookups: int
+    """Engines that gave no answer, or none that makes sense."""
 
 
 def all_sources() -> tuple[Source, ...]:
@@ -113,6 +119,7 @@ class PortWatch:
         reader: SocketReader | None = None,
         search: OwnerSearch | None = None,
         nat_reader: RuleReader | None = None,
+        lookup: Lookup | None = None,
     ) -> None:
         self._sink = sink
         self._sources = all_sources() if sources is None else tuple(sources)
@@ -121,6 +128,9 @@ class PortWatch:
         self._table = PortTable()
         self._nat = NatWatch(self._rules_changed, covered=self._sees_rules, reader=nat_reader)
         self._merged = MergedPorts(self._table)
+        self._names = ContainerNames(
+            lookup or ContainerLookup(search=self._search), named=self._tell_owners, inodes=self._table.inodes
+        )
         self._schedules: dict[Protocol, DumpSchedule] = {}
         self._woken = trio.Event()
         self._owners: dict[Port, PortOwner] = {}
@@ -162,6 +172,8 @@ class PortWatch:
             owner_searches=self._searches,
             nat_reads=self._nat.counters().reads,
             failed_nat_reads=self._nat.counters().failed_reads,
+            name_rounds=self._names.rounds,
+            failed_name_lookups=self._names.failures,
         )
 
     def skipped_rules(self) -> dict[str, int]:
@@ -181,6 +193,7 @@ class PortWatch:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._find_owners)
                 nursery.start_soon(self._nat.run)
+                nursery.start_soon(self._names.run)
                 for source in self._sources:
                     nursery.start_soon(keep_open, source, self)
                 await self._look_when_due()
@@ -280,8 +293,7 @@ class PortWatch:
 
     def _rules_changed(self, found: NatPorts) -> None:
         self._tell(NO_CHANGE, self._merged.replace(found.ports()))
-        now = {port: found.owners[port.protocol, port.address, port.number] for port in self._merged.shown}
-        self._tell_owners({port: owner for port, owner in now.items() if self._owners.get(port) != owner})
+        self._tell_owners(self._owners_of_rules(self._merged.shown, found))
 
     def _tell(self, sockets: PortChange, translated: PortChange) -> None:
         """Tell what has changed. A port that passes from one to the other is opened first, so that it is never gone."""
@@ -293,13 +305,21 @@ class PortWatch:
             self._sink.changed(change)
             for port in change.closed:
                 self._owners.pop(port, None)
-        owners = self._nat.ports.owners
-        self._tell_owners({port: owners[port.protocol, port.address, port.number] for port in translated.opened})
+                self._names.forget(port)
+        self._tell_owners(self._owners_of_rules(translated.opened, self._nat.ports))
+
+    def _owners_of_rules(self, ports: Iterable[Port], found: NatPorts) -> dict[Port, PortOwner]:
+        owners = {}
+        for port in ports:
+            key = (port.protocol, port.address, port.number)
+            target = found.dials[key][0]
+            owners[port] = self._names.take(port, found.owners[key], "" if target in LOOPBACK.values() else target)
+        return owners
 
     def _tell_owners(self, owners: Mapping[Port, PortOwner]) -> None:
-        if owners:
-            self._owners.update(owners)
-            self._sink.owned(owners)
+        if new := {port: owner for port, owner in owners.items() if self._owners.get(port) != owner}:
+            self._owners.update(new)
+            self._sink.owned(new)
 
     async def _find_owners(self) -> NoReturn:
         while True:
@@ -312,7 +332,7 @@ class PortWatch:
             self._searches += 1
             found = await self._search.find(set(asked.values()), threads)
             owners = {
-                port: found[inode]
+                port: self._names.take(port, found[inode], "")
                 for port, inode in asked.items()
                 if inode in found and inode in self._table.inodes(port)
             }

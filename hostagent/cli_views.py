@@ -220,8 +220,10 @@ def _process(port: PortShape) -> str:
     owner = port["owner"]
     if not owner:
         return "-"
-    if not owner["pid"]:  # no process, but a rule; its unit is what it says of itself
+    if not owner["pid"]:  # no process, but a rule; its unit is what it says of itself, or a container
         return f"{owner['process']} ({owner['unit']})" if owner["unit"] else owner["process"]
+    if "/" in owner["unit"]:  # a container: its name says more than the number of an engine's process
+        return f"{owner['process']} ({owner['unit']})"
     return f"{owner['process']} ({owner['pid']})"
 
 

@@ -118,6 +118,12 @@ def test_a_port_that_a_rule_opens_names_the_rule() -> None:
     assert "  iptables rule (cbr/0123456789ab)  " in named
 
 
+def test_a_port_of_a_container_names_the_container() -> None:
+    port = port_shape(web_forward())
+    proxy = OwnerShape(process="docker-proxy", pid=812, uid=0, unit="docker/web")
+    assert "  docker-proxy (docker/web)  " in cli_views.port_lines([PortShape(**{**port, "owner": proxy})])[1]
+
+
 def test_other_endpoints_are_spelled_out() -> None:
     port = port_shape(web_forward())
     several = PortShape(

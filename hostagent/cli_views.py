@@ -12,12 +12,21 @@ import textwrap
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from hostagent.config.mistakes import printable
 
 if TYPE_CHECKING:
-    from hostagent.api_shapes import CheckShape, EndpointShape, EventShape, Instance, PortShape, RuleList, SocketShape
+    from hostagent.api_shapes import (
+        CheckShape,
+        EndpointShape,
+        EventShape,
+        Instance,
+        PortShape,
+        RuleList,
+        SocketShape,
+        TrafficShape,
+    )
 
 _ESCAPE_SEQUENCE: Final = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 """Control sequences, operating system commands and other escapes (ECMA-48 sections 5.4 and 5.6)."""
@@ -70,21 +79,22 @@ def port_lines(ports: Sequence[PortShape], *, width: int | None = None, colour: 
     """The table of forwards; `width` is the terminal's, None for a file."""
     if not ports:
         return ["no ports are open in the guest"]
+    shown = _by_container(ports)
     rows = [
         [
             port["state"],
             _endpoints(port["host"]),
-            _endpoint(port["guest"]),
+            ", ".join(_endpoint(one["guest"]) for one in same),
             f"{port['protocol']} reverse" if port["kind"] == "reverse" else port["protocol"],
             _process(port),
-            _connections(port),
-            size(port["traffic"]["bytes_to_guest"]),
-            size(port["traffic"]["bytes_to_host"]),
+            _connections(traffic),
+            size(traffic["bytes_to_guest"]),
+            size(traffic["bytes_to_host"]),
         ]
-        for port in ports
+        for port, same, traffic in shown
     ]
     headers = ["STATE", "HOST", "GUEST", "PROTOCOL", "PROCESS", "CONNECTIONS", "TO GUEST", "TO HOST"]
-    return _table(headers, rows, [port["reason"] for port in ports], width, colour)
+    return _table(headers, rows, [port["reason"] for port, _, _ in shown], width, colour)
 
 
 def port_change_lines(old: Sequence[PortShape], new: Sequence[PortShape]) -> list[str]:
@@ -222,13 +232,40 @@ def _process(port: PortShape) -> str:
         return "-"
     if not owner["pid"]:  # no process, but a rule; its unit is what it says of itself, or a container
         return f"{owner['process']} ({owner['unit']})" if owner["unit"] else owner["process"]
-    if "/" in owner["unit"]:  # a container: its name says more than the number of an engine's process
-        return f"{owner['process']} ({owner['unit']})"
+    if container := _container(port):  # whose name says more than the number of an engine's process
+        return f"{owner['process']} ({container})"
     return f"{owner['process']} ({owner['pid']})"
 
 
-def _connections(port: PortShape) -> str:
-    traffic = port["traffic"]
+def _by_container(ports: Sequence[PortShape]) -> list[tuple[PortShape, list[PortShape], TrafficShape]]:
+    """The rows of the table: the first port of each, all of them, and the sum of their traffic.
+
+    A port is a row, unless a container has it at several addresses (engines publish at 0.0.0.0 and ::, by a process
+    each), they lead to one place on the host and are in one state.
+    """
+    rows: dict[object, list[PortShape]] = {}
+    for number, port in enumerate(ports):
+        container = _container(port)
+        place = (container, port["protocol"], _endpoints(port["host"]), port["state"], port["reason"])
+        rows.setdefault(place if container and port["host"] else number, []).append(port)
+    return [(same[0], same, _sum([port["traffic"] for port in same])) for same in rows.values()]
+
+
+def _container(port: PortShape) -> str:
+    """The container of an owner that is a process; a rule's unit may be any text."""
+    owner = port["owner"]
+    return owner["unit"] if owner and owner["pid"] and "/" in owner["unit"] else ""
+
+
+def _sum(counters: Sequence[TrafficShape]) -> TrafficShape:
+    total = dict.fromkeys(counters[0], 0)
+    for traffic in counters:
+        for name, count in traffic.items():
+            total[name] += cast("int", count)
+    return cast("TrafficShape", total)
+
+
+def _connections(traffic: TrafficShape) -> str:
     refused = f", {traffic['connections_refused']} refused" if traffic["connections_refused"] else ""
     dropped = f", {traffic['datagrams_dropped']} dropped" if traffic["datagrams_dropped"] else ""
     return f"{traffic['connections']} of {traffic['connections_total']}{refused}{dropped}"

@@ -124,6 +124,27 @@ def test_a_port_of_a_container_names_the_container() -> None:
     assert "  docker-proxy (docker/web)  " in cli_views.port_lines([PortShape(**{**port, "owner": proxy})])[1]
 
 
+def test_a_containers_port_at_several_addresses_is_one_row_where_it_leads_to_one_place() -> None:
+    port = port_shape(web_forward())
+
+    def published(address: str, **different: object) -> PortShape:
+        owner = OwnerShape(process="docker-proxy", pid=len(address), uid=0, unit="docker/web")
+        guest = EndpointShape(address=address, port=8080)
+        return PortShape(**{**port, "guest": guest, "owner": owner, **different})  # type: ignore[typeddict-item]
+
+    four, six = published("0.0.0.0"), published("::")
+    (_, row) = cli_views.port_lines([four, six])
+    assert "localhost:8080  0.0.0.0:8080, [::]:8080  tcp" in row
+    assert "  2 of 24  " in row
+    server = published("::", owner=port["owner"])
+    stalled = published("::", state="stalled")
+    elsewhere = published("::", host=[EndpointShape(address="127.0.0.1", port=9)])
+    nowhere = published("::", host=[])
+    for other in (server, stalled, elsewhere, nowhere, published("::", protocol="udp")):
+        assert len(cli_views.port_lines([four, other])) == 3
+    assert len(cli_views.port_lines([nowhere, nowhere, server, server])) == 5
+
+
 def test_other_endpoints_are_spelled_out() -> None:
     port = port_shape(web_forward())
     several = PortShape(

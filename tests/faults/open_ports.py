@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 import random
+import socket
 
 from tests.e2e.server_control import GuestServer
 from tests.faults.traffic import Served
 
 MOST = 8
+
+PORTS = range(10_000, 32_768)
+"""Below those that either kernel gives to clients: one of the traffic's own had a port that was to be listened at, once
+in 850 faults."""
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody on the host has the port at a loopback address."""
+    for family, address in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):
+        with socket.socket(family) as probe:
+            try:
+                probe.bind((address, port))
+            except OSError:
+                return False
+    return True
 
 
 class OpenPorts:
@@ -25,7 +41,8 @@ class OpenPorts:
 
     async def churn(self, rng: random.Random) -> None:
         """Open a port, and close another one if there are some."""
-        self._changing.append(await self._server.tcp("banner", rng.choice(("127.0.0.1", "0.0.0.0"))))
+        port = next(port for port in iter(lambda: rng.choice(PORTS), 0) if port not in self._changing and is_free(port))
+        self._changing.append(await self._server.tcp("banner", rng.choice(("127.0.0.1", "0.0.0.0")), port))
         if len(self._changing) > MOST or rng.random() < 0.5:
             await self._server.close(self._changing.pop(rng.randrange(len(self._changing))))
 

@@ -123,6 +123,7 @@ class Connection:
         self._streams = StreamSet(role.first_stream)
         self._control: deque[Message] = deque()
         self._pong: Pong | None = None
+        self._shared = 0
 
     # ------------------------------------------------------------------ the transport
 
@@ -261,6 +262,10 @@ class Connection:
         """Queue bytes or one datagram; False when a full flow dropped it or the stream is over. Mind `Stream.room`."""
         if not self._streams.owns(stream):
             return False
+        if len(payload) <= limits.SMALL_PAYLOAD:
+            self._shared = limits.SHARED_FRAMES
+        elif self._shared:
+            self._shared -= 1
         taken = stream.queue_payload(payload, error_output=error_output)
         self._streams.wake(stream)
         return taken
@@ -294,6 +299,11 @@ class Connection:
         """Say that `size` received bytes have left this side, so that the peer may send more."""
         if (grant := stream.consume(size)) and self._streams.owns(stream):
             self._streams.said.append(Credit(stream.number, grant))
+
+    @property
+    def frame_size(self) -> int:
+        """Bytes that a source should read at once: as many as a frame takes, or fewer while others wait for answers."""
+        return limits.SHARED_PAYLOAD if self._shared else limits.MAX_PAYLOAD
 
     def take_unpaused(self) -> list[int]:
         """Streams whose source was told to pause and has room again, each once."""
@@ -375,6 +385,8 @@ class Connection:
             return  # it ended here while the message was under way
         if isinstance(message, Data):  # changes nothing about whether the stream may send, or is over
             stream.receive_payload_untrusted(message)
+            if len(message.payload) <= limits.SMALL_PAYLOAD:
+                self._shared = limits.SHARED_FRAMES
             events.append(message)
             return
         if stream.receive_untrusted(message):

@@ -9,6 +9,15 @@ MAX_PAYLOAD = 65_536
 """Bytes of stream data in one frame. The largest UDP payload (65,507 bytes, RFC 768 over IPv4) fits in one, and the
 guest's virtio_console driver takes 32 KiB a write, so larger frames gain nothing."""
 
+SHARED_PAYLOAD = 16_384
+"""Bytes of a frame while small ones are under way as well: somebody waits for answers, and each waits for a frame."""
+
+SMALL_PAYLOAD = 4_096
+"""Bytes up to which a frame counts as small."""
+
+SHARED_FRAMES = 64
+"""Frames behind the last small one that are kept short: a megabyte."""
+
 MAX_BODY = MAX_PAYLOAD + 1_024
 """Bytes of one frame's body: the payload and its envelope. A larger announced length ends the generation."""
 

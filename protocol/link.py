@@ -14,11 +14,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 from protocol.connection import Connection, Event
-from protocol.limits import MAX_PAYLOAD
 from protocol.waits import Waits
-
-_BATCH = MAX_PAYLOAD
-"""Bytes written at once: one frame of bulk data, so that what is urgent waits for no more than that."""
 
 
 class Device(Protocol):
@@ -82,9 +78,11 @@ class Link:
                     self._pending = self._pending[self._device.write(self._pending) :]
                 if not more:
                     return True
-                data = self._connection.data_to_send(_BATCH)
+                # One frame of bulk data, so that what is urgent waits for no more than that.
+                limit = self._connection.frame_size
+                data = self._connection.data_to_send(limit)
                 self._pending = memoryview(data)
-                more = len(data) >= _BATCH
+                more = len(data) >= limit
         except BlockingIOError:
             return False
 

@@ -18,7 +18,6 @@ from collections.abc import Callable
 from typing import Protocol
 
 from protocol.connection import Connection
-from protocol.limits import MAX_PAYLOAD
 from protocol.streams import Stream
 from protocol.waits import Waits
 
@@ -176,7 +175,7 @@ class SocketRelay:
         more = True
         try:
             if not self.finished and (room := self._stream.room()):
-                data = self._sock.recv(min(room, MAX_PAYLOAD))
+                data = self._sock.recv(min(room, self._connection.frame_size))
                 if data:
                     self.sent += len(data)
                     self._connection.send_data(self._stream, data)

@@ -19,7 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -163,7 +163,8 @@ class Vm:
 
     def agent_pids(self) -> list[int]:
         """Host agents of this installation: one where all is well."""
-        return [process.pid for process in self.at.processes() if "hostagent.agent_main" in process.cmdline()]
+        agents = [process for process in self.at.processes() if "hostagent.agent_main" in process.cmdline()]
+        return [process.pid for process in without_children(agents)]
 
     def is_up(self) -> bool:
         """Whether it has a host agent, without asking the command: that costs a second under load."""
@@ -172,6 +173,17 @@ class Vm:
     def qemu_pid(self) -> int:
         """QEMU's process."""
         return int(self.status()["qemu_pid"])
+
+
+def without_children(processes: Sequence[psutil.Process]) -> list[psutil.Process]:
+    """Those of `processes` that are no child of another: one that was forked and is about to be QEMU looks the same."""
+    pids = {process.pid for process in processes}
+    found = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            if process.ppid() not in pids:
+                found.append(process)
+    return found
 
 
 def wait_until(condition: Callable[[], object], seconds: float = PORT_SECONDS, pause: float = 0.02) -> float:

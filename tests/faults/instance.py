@@ -36,7 +36,7 @@ from hostagent.qemu.pid_file import living_process
 from protocol.ports import Protocol
 from tests.e2e.server_control import GuestServer
 from tests.e2e.tiny_guest import REPOSITORY, boot_files
-from tests.e2e.vm import Installation, installation, wait_until
+from tests.e2e.vm import Installation, installation, wait_until, without_children
 
 CONTROL_PORT = 19_001
 """Where the guest's test server listens for requests; not forwarded by us."""
@@ -108,8 +108,8 @@ class Instance:
 
     def host_agent(self) -> psutil.Process:
         """The living host agent."""
-        (found,) = [one for one in self.at.processes() if self.paths.name in one.cmdline() and _is_agent(one)]
-        return found
+        agents = [one for one in self.at.processes() if self.paths.name in one.cmdline() and _is_agent(one)]
+        return without_children(agents)[0]
 
     def qemu_pid(self) -> int:
         """The living QEMU; 0 when there is none."""
@@ -134,9 +134,11 @@ class Instance:
 
     def recover(self) -> None:
         """Make it run again, whatever a test that failed has left: with the ordinary host agent, or from the start."""
-        if self.qemu_pid() and not self.is_running():
+        if self.is_running():
+            return  # and starts a QEMU this moment, if there is none
+        if self.qemu_pid():
             self.up()
-        elif not self.qemu_pid():
+        else:
             self.start()
 
     def is_running(self) -> bool:

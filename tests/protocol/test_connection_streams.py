@@ -325,3 +325,22 @@ def test_a_flow_is_bounded_in_bytes() -> None:
     assert taken == [True] * 8 + [False] * 2
     with pytest.raises(LocalProtocolError, match="does not fit"):
         pair.host.connection.send_data(ours, bytes(limits.MAX_PAYLOAD + 1))
+
+
+@pytest.mark.parametrize("sender", ["host", "guest"])
+def test_frames_are_short_while_somebody_waits_for_answers(sender: str) -> None:
+    pair = Pair().start()
+    ours, theirs = pair.open()
+    host, guest = pair.host.connection, pair.guest.connection
+    assert host.frame_size == guest.frame_size == limits.MAX_PAYLOAD
+    if sender == "host":
+        host.send_data(ours, bytes(limits.SMALL_PAYLOAD))
+    else:
+        guest.send_data(theirs, bytes(limits.SMALL_PAYLOAD))
+    pair.settle()
+    assert host.frame_size == guest.frame_size == limits.SHARED_PAYLOAD
+    for _ in range(limits.SHARED_FRAMES):
+        assert host.frame_size == limits.SHARED_PAYLOAD
+        host.send_data(ours, bytes(limits.SMALL_PAYLOAD + 1))
+    assert host.frame_size == limits.MAX_PAYLOAD
+    assert guest.frame_size == limits.SHARED_PAYLOAD, "it has sent nothing large since"

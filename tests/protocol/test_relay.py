@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -268,6 +269,14 @@ def test_a_socket_that_fails_while_bytes_wait(alone: Alone) -> None:
     assert alone.finished == [True]
     alone.relay.receive_data(b"late")
     assert not alone.relay.waiting
+
+
+def test_what_a_full_socket_does_not_take_waits(alone: Alone) -> None:
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            alone.relay._sock.send(BLOCK)
+    alone.relay.receive_data(b"later")
+    assert alone.relay.waiting == b"later"
 
 
 def test_nothing_is_read_while_the_stream_has_no_room(alone: Alone) -> None:

@@ -38,6 +38,10 @@ class Phase(enum.StrEnum):
     PORTS = "ports"
 
 
+AGENT_PHASES = frozenset({Phase.QEMU, Phase.HELLO, Phase.PORTS})
+"""Those that the host agent goes through; the others are the command's own."""
+
+
 class PhaseState(enum.StrEnum):
     """What is said about a phase."""
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 
+from hostagent.errors import UserError
 from hostagent.lifecycle import Phase, PhaseClock, PhaseReport
 
 Show = Callable[[dict[str, object]], None]
@@ -23,14 +24,15 @@ class ShownPhases:
     @contextmanager
     def shown(self, phase: Phase) -> Iterator[list[str]]:
         """Run a block as `phase`; the texts that the block puts into the list become the detail of its end."""
-        detail: list[str] = []
+        details: list[str] = []
         self._report(self._clock.begin(phase, time.monotonic()))
         try:
-            yield detail
+            yield details
         except BaseException as exc:
-            self._report(self._clock.fail(time.monotonic(), type(exc).__name__))
+            why = exc.message if isinstance(exc, UserError) else type(exc).__name__
+            self._report(self._clock.fail(time.monotonic(), why))
             raise
-        self._report(self._clock.end(time.monotonic(), "; ".join(detail)))
+        self._report(self._clock.end(time.monotonic(), "; ".join(details)))
 
     def _report(self, report: PhaseReport) -> None:
         self._show({"event": "phase", **asdict(report)})

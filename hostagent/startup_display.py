@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from hostagent.cli_views import duration, plain, size
+from hostagent.lifecycle import AGENT_PHASES
 from hostagent.terminal_output import print_error, print_json, print_lines
 
 if TYPE_CHECKING:
@@ -86,7 +87,9 @@ def phase_line(event: Mapping[str, Any]) -> str:
 def trouble_lines(event: Mapping[str, Any]) -> list[str]:
     """A phase that failed or takes too long, with what is known about why."""
     said = "failed after" if event["state"] == "failed" else "still goes on after"
-    details = [f"    {plain(line)}" for line in str(event["detail"]).splitlines()]
+    # The command itself ends with the reason where a phase of its own failed.
+    told = event["state"] == "failed" and event["phase"] not in AGENT_PHASES
+    details = [] if told else [f"    {plain(line)}" for line in str(event["detail"]).splitlines()]
     return [f"{label(event['phase'])} {said} {duration(event['seconds'])}" + (":" if details else ""), *details]
 
 

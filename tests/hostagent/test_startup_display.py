@@ -42,6 +42,11 @@ def test_elsewhere_a_line_for_each_finished_phase(capsys: pytest.CaptureFixture[
     assert printed.err == "warning: box.yaml:3:1: mounts: not acted on \n"
 
 
+def test_what_the_command_ends_with_is_not_said_twice() -> None:
+    event = {"phase": "image", "state": "failed", "seconds": 2.0, "detail": "no image can be reached"}
+    assert trouble_lines(event) == ["image failed after 2.0 s"]
+
+
 def test_in_the_foreground_the_next_steps_come_when_it_is_ready(capsys: pytest.CaptureFixture[str]) -> None:
     with PlainDisplay(foreground=True) as display:
         display.show(EVENTS[-1])

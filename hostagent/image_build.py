@@ -88,11 +88,13 @@ class Recipe:
     """Debian's name: amd64 or arm64."""
     overlay: bytes
     """A tar archive that is unpacked over the root."""
+    more_packages: tuple[str, ...] = ()
+    """What is asked for besides the packages of every image."""
 
     @property
     def packages(self) -> tuple[str, ...]:
         """All packages that are asked for."""
-        return (*PACKAGES, f"linux-image-cloud-{self.architecture}")
+        return (*PACKAGES, f"linux-image-cloud-{self.architecture}", *self.more_packages)
 
     @property
     def command_line(self) -> str:
@@ -145,11 +147,15 @@ async def build_image(release: Release, architecture: str, cache: Path, progress
     `architecture` is the machine's name as uname(1) gives it or Debian's. Raises `UserError` when a tool, packages,
     rights or room are missing.
     """
-    recipe = recipe_for(release, architecture, guest_files())
+    return await image_of(recipe_for(release, architecture, guest_files()), cache, progress)
+
+
+async def image_of(recipe: Recipe, cache: Path, progress: Progress) -> Image:
+    """The image of a recipe, as `build_image` gives it."""
     folder = cache / "images"
     month = f"{datetime.now(UTC):%Y%m}"
     entry = folder / f"{recipe.key}-{month}"
-    async with entry_lock(folder / f".{recipe.key}.lock", f"the {release} image", progress):
+    async with entry_lock(folder / f".{recipe.key}.lock", f"the {recipe.release} image", progress):
         if not entry.exists():
             try:
                 await _build(recipe, entry, progress)

@@ -25,7 +25,7 @@ TOP_LEVEL_FILES = {"pyproject.toml", "LICENSE"}
 NOT_NAMES = {"common", "core", "helper", "helpers", "manager", "misc", "util", "utils"}
 """Words that say nothing about what a module holds."""
 
-UNMIRRORED = {"e2e", "conformance", "perf", "faults", "fakes", "build"}
+UNMIRRORED = {"e2e", "conformance", "perf", "faults", "programs", "fakes", "build"}
 """Folders of tests that follow what is tested end to end, not the tree of sources."""
 
 # Written in two halves, so that this file is not its own find.

@@ -19,7 +19,7 @@ import trio
 from hostagent import image_build
 from hostagent.cidata import guest_files
 from hostagent.errors import UserError
-from hostagent.image_build import Recipe, build_image, check_host, mmdebstrap_command, recipe_for
+from hostagent.image_build import Recipe, build_image, check_host, image_of, mmdebstrap_command, recipe_for
 from hostagent.image_cache import Image
 from tests.fakes.silent_progress import SilentProgress
 
@@ -100,6 +100,16 @@ async def test_two_at_once_build_one_image(builder: Builder) -> None:
     assert builder.runs == 1
 
 
+async def test_a_recipe_with_more_packages_has_an_entry_of_its_own(builder: Builder) -> None:
+    recipe = Recipe("debian-12", "amd64", b"overlay", more_packages=("redis-server", "nginx-light"))
+    for wanted in (recipe, RECIPE):
+        image = await image_of(wanted, builder.cache, SilentProgress())
+        assert image.disk.parent.name.startswith(wanted.key)
+    assert len(builder.entries) == builder.runs == 2
+    (asked_for,) = [word for word in mmdebstrap_command(recipe, "root", [], Path("/x")) if word.startswith("--include")]
+    assert asked_for.endswith(",linux-image-cloud-amd64,redis-server,nginx-light")
+
+
 async def test_tools_in_sbin_are_found(builder: Builder) -> None:
     await builder.build()
     assert "/usr/sbin" in (builder.notes / "path").read_text().strip().split(":")
@@ -153,8 +163,9 @@ def test_equal_recipes_have_equal_keys() -> None:
         Recipe("debian-13", "amd64", b"overlay"),
         Recipe("debian-12", "arm64", b"overlay"),
         Recipe("debian-12", "amd64", b""),
+        Recipe("debian-12", "amd64", b"overlay", more_packages=("redis-server",)),
     ],
-    ids=["release", "architecture", "overlay"],
+    ids=["release", "architecture", "overlay", "packages"],
 )
 def test_what_goes_into_the_image_decides_the_key(other: Recipe) -> None:
     assert other.key != RECIPE.key

@@ -53,8 +53,10 @@ def published(engine: Engine, guest: ProgramGuest) -> None:
     with engine.container(guest, "web", PUBLISH_BOTH):
         for port, protocol in BOTH:
             line = guest.listening(port, protocol)
-            owner = line["owner"]
-            guest.note(f"{protocol}: {line['kind']} at {line['guest']['address']}, {owner['process']}, {owner['unit']}")
+            guest.note(f"{protocol}: {line['kind']} of {line['owner']['process']}")
+            guest.belongs_to(f"{engine.name}/web", port, protocol)
+            (row,) = guest.rows(port, protocol)
+            assert f"{engine.name}/web" in row
         assert_both_answer("web")
         engine.ends(guest, "stop web", BOTH)
         assert refused(TCP)
@@ -102,6 +104,7 @@ def own_network(engine: Engine, guest: ProgramGuest) -> None:
         with engine.container(guest, "two", f"--network own --publish {OTHER}:80"):
             for port, name in ((TCP, "one"), (OTHER, "two")):
                 guest.listening(port)
+                guest.belongs_to(f"{engine.name}/{name}", port)
                 assert heard_everywhere(port) == {name}
             engine.ends(guest, "kill one", [(TCP, "tcp")])
             assert heard_everywhere(OTHER) == {"two"}
@@ -112,8 +115,8 @@ def own_network(engine: Engine, guest: ProgramGuest) -> None:
 def host_network(engine: Engine, guest: ProgramGuest) -> None:
     with engine.container(guest, "direct", "--network host", f"tcp:{OTHER} udp:{UDP}"):
         for port, protocol in ((OTHER, "tcp"), (UDP, "udp")):
-            owner = guest.listening(port, protocol)["owner"]
-            guest.note(f"{protocol}: {owner['process']}, {owner['unit']}")
+            guest.listening(port, protocol)
+            guest.belongs_to(f"{engine.name}/direct", port, protocol)
             assert heard_everywhere(port, protocol) == {"direct"}
         engine.ends(guest, "kill direct", [(OTHER, "tcp"), (UDP, "udp")])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from typing import Any
 
 from tests.e2e.vm import BOOT_SECONDS, Vm, installation
 from tests.programs.image import ALLOWED, configuration, programs_image
-from tests.programs.port_watch import PortWatch, port_watch
+from tests.programs.port_watch import Ports, PortWatch, lines_for, port_watch
 
 HTTP, NAMES = 18_080, 15_353
 """Host ports of the guest's 80 and 53, which not every user of a host may have."""
@@ -32,6 +33,9 @@ portForwards:
 LOOPBACKS = ("127.0.0.1", "::1")
 START_SECONDS = 120.0
 """Bound on the start of a program: those written in Go need several seconds under software emulation."""
+
+NAME_SECONDS = 15.0
+"""Bound on the name of a container, from when its port is there. Engines are asked, and answer late when busy."""
 
 
 @dataclass(slots=True)
@@ -77,6 +81,20 @@ class ProgramGuest:
         addresses = {end["address"] for forward in forwards for end in forward["host"]}
         assert addresses == set(LOOPBACKS), f"{protocol} {number} is at {addresses}: {forwards}"
         return forwards[0]
+
+    def belongs_to(self, unit: str, number: int, protocol: str = "tcp", *, seconds: float = NAME_SECONDS) -> None:
+        """Until every line for a guest port says that it belongs to a container; its name comes behind the port."""
+
+        def is_named(ports: Ports) -> bool:
+            found = lines_for(ports, number, protocol)
+            return bool(found) and all(line["owner"] and line["owner"]["unit"] == unit for line in found)
+
+        self.ports.wait(is_named, f"{protocol} {number} belongs to {unit}", seconds)
+
+    def rows(self, number: int, protocol: str = "tcp") -> list[str]:
+        """What `hostagent ports` shows a person of a guest port."""
+        rows = [re.split(r"\s{2,}", line) for line in self.vm.at.run("ports", self.vm.name).splitlines()]
+        return ["  ".join(row) for row in rows if row[2].endswith(f":{number}") and row[3] == protocol]
 
     def gone(self, ports: Sequence[int | tuple[int, str]]) -> None:
         """All of these guest ports are gone soon."""

@@ -1,8 +1,9 @@
 """The containers' names of ports that belong to container engines, told after the ports and never in their way.
 
 A port is told when it opens, its owner a little later, and the container's name after that: an engine opens a port
-while it is starting the container, and lists the container when that runs, a second or several later. So a port is
-asked about after each of `PAUSES`, and then no more. While no port of an engine is new, one task waits.
+while it is starting the container, and lists the container when that runs, a second later, or fifteen (Docker in an
+emulated guest of a busy host). So a port is asked about after each of `PAUSES`, and then no more. While no port of an
+engine is new, one task waits.
 
 Ports that open within `BURST` are one round of questions, and rounds are followed by `REST` times as much rest as they
 took, so that a storm of containers, or a program that calls itself an engine's, costs a fifth of a CPU at most.
@@ -25,7 +26,7 @@ from guestagent.container_questions import Question, may_be_asked, question_abou
 from guestagent.port_owner import SLICE
 from protocol.ports import Port, PortOwner
 
-PAUSES = (0.1, 0.4, 1.0, 2.0, 4.0, 8.0)
+PAUSES = (0.1, 0.4, 1.0, 2.0, 4.0, 6.0, 8.0, 10.0, 12.0, 16.0)
 """Seconds before each time that is asked about a port."""
 
 BURST = 0.1

@@ -266,6 +266,11 @@ def test_status_list_logs_and_events_tell_what_is(vm: Vm) -> None:
     assert vm.at.try_run("logs", "--qemu").returncode == 0
 
 
+def test_packages_bring_along_what_debian_recommends(vm: Vm) -> None:
+    """As on every Debian: without what docker.io recommends, the apparmor package, it starts no container."""
+    assert vm.shell("apt-config dump APT::Install-Recommends") == 'APT::Install-Recommends "1";\n'
+
+
 def test_nothing_was_missed_and_nothing_is_left(vm: Vm) -> None:
     counters = vm.status()["guest_agent"]["counters"]
     assert counters["misses"] == 0

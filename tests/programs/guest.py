@@ -34,8 +34,8 @@ LOOPBACKS = ("127.0.0.1", "::1")
 START_SECONDS = 120.0
 """Bound on the start of a program: those written in Go need several seconds under software emulation."""
 
-NAME_SECONDS = 15.0
-"""Bound on the name of a container, from when its port is there. Engines are asked, and answer late when busy."""
+NAME_SECONDS = 90.0
+"""Bound on the name of a container, from when its port is there. Engines list a container late."""
 
 
 @dataclass(slots=True)
@@ -111,5 +111,7 @@ def programs_guest() -> Iterator[ProgramGuest]:
         path.write_text(CONFIGURATION + configuration(image), encoding="utf-8")
         vm = Vm(at, "programs", path)
         vm.up(BOOT_SECONDS)
+        # The guest agent is there long before the rest of a first boot is over, and `start` would wait for that.
+        vm.shell("systemctl is-system-running --wait", seconds=BOOT_SECONDS)
         with port_watch(vm) as watch:
             yield ProgramGuest(vm, watch)

@@ -26,13 +26,15 @@ from hostagent.paths import cache
 
 PACKAGES = (
     "postgresql", "redis-server", "nginx-light", "python3-websockets", "dnsmasq", "docker.io", "podman",
-    # What `apt-get install podman` brings along by recommendation: names, networks and rootless containers.
+    # What apt-get brings along by recommendation. Without its parser for AppArmor, Docker starts no container.
+    "apparmor",
+    # Podman's names, networks and rootless containers.
     "crun", "netavark", "aardvark-dns", "containernetworking-plugins", "slirp4netns", "fuse-overlayfs", "catatonit",
 )  # fmt: skip
 
 SERVICES = (
     "postgresql@", "redis-server", "nginx", "dnsmasq", "docker", "containerd", "podman", "podman-restart",
-    "podman-auto-update",
+    "podman-auto-update", "apparmor",
 )  # fmt: skip
 
 ALLOWED = "/run/programs-may-start"

@@ -78,4 +78,4 @@ def describe(error: BaseException) -> str:
         if Path(frame.filename).parent == Path(__file__).parent:
             where = f" at `{frame.line}` in {frame.name}"
     lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' / '.join(lines[:40])}{where}"
+    return f"{type(error).__name__}: {' / '.join(line.strip() for line in lines[:40])}{where}"

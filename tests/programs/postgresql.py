@@ -28,6 +28,7 @@ systemctl reload {SERVICE}
 runuser -u postgres -- psql --quiet --set ON_ERROR_STOP=1 <<'END'
 create role tester login password '{WORD}';
 create database tester owner tester;
+create role root login;
 END
 """
 
@@ -191,6 +192,9 @@ def unix_socket(guest: ProgramGuest) -> None:
         assert value(session, "select inet_client_addr()") is None
         assert value(session, "select count(*) from generate_series(1, 100000)") == 100_000
         assert value(session, "select sum(length(repeat('z', 1000))) from generate_series(1, 3000)") == 3_000_000
+    # To a server that asks the kernel who its client is ("peer"), it is the guest agent: root.
+    with psycopg.connect(host=str(guest.sockets), user="root", dbname="tester", connect_timeout=30) as trusted:
+        assert trusted.execute("select current_user").fetchone() == ("root",)
 
 
 @PROGRAM.case("the server is restarted: clients are told, and the next ones are served")

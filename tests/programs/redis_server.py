@@ -126,7 +126,7 @@ def shut_down(guest: ProgramGuest) -> None:
 
         def has_another(ports: Ports) -> bool:
             owners = [line["owner"] for line in lines_for(ports, PORT, "tcp")]
-            return bool(owners) and all(owner and owner["pid"] != before for owner in owners)
+            return len(owners) == len(LOOPBACKS) and all(owner and owner["pid"] != before for owner in owners)
 
-        guest.ports.wait(has_another, "another process has the port")
+        guest.ports.wait(has_another, "another process has the port at both addresses")
         assert other.ping() is True

@@ -62,7 +62,7 @@ def published(engine: Engine, guest: ProgramGuest) -> None:
         assert refused(TCP)
 
 
-@case("a container is stopped, started and restarted: its ports go and come with it", most_important=True)
+@case("a container is stopped, started and restarted: its ports go and come with it")
 def restarted(engine: Engine, guest: ProgramGuest) -> None:
     with engine.container(guest, "again", PUBLISH_BOTH):
         engine.ends(guest, "stop again", BOTH)
@@ -74,7 +74,7 @@ def restarted(engine: Engine, guest: ProgramGuest) -> None:
         engine.ends(guest, "kill again", BOTH)
 
 
-@case("a port published at 127.0.0.1 alone, beside one at all addresses", most_important=True)
+@case("a port published at 127.0.0.1 alone, beside one at all addresses")
 def loopback_only(engine: Engine, guest: ProgramGuest) -> None:
     with engine.container(guest, "local", f"--publish 127.0.0.1:{OTHER}:80 --publish {TCP}:80"):
         for port in (OTHER, TCP):

@@ -100,9 +100,8 @@ Content-Length: {len(body)}\r
     "its API by a unix socket that a rule brings to the host: listings, and a command's streams", quick=False
 )
 def api(guest: ProgramGuest) -> None:
-    guest.vm.at.run("forward", "add", SOCKET, "docker.sock", "--name", guest.vm.name)
     path = guest.sockets / "docker.sock"
-    with ENGINE.container(guest, "web", PUBLISH_BOTH):
+    with guest.rule(SOCKET, "docker.sock"), ENGINE.container(guest, "web", PUBLISH_BOTH):
         (container,) = ask_api(path, "GET", "/containers/json")
         assert container["Names"] == ["/web"]
         command = {"AttachStdin": True, "AttachStdout": True, "AttachStderr": True, "Cmd": ["sha256sum"]}

@@ -96,6 +96,13 @@ class ProgramGuest:
         rows = [re.split(r"\s{2,}", line) for line in self.vm.at.run("ports", self.vm.name).splitlines()]
         return ["  ".join(row) for row in rows if row[2].endswith(f":{number}") and row[3] == protocol]
 
+    @contextmanager
+    def rule(self, guest_end: str, host_end: str) -> Iterator[None]:
+        """A rule that is added while the instance runs, for as long as the block."""
+        added = self.vm.at.document("forward", "add", guest_end, host_end, "--name", self.vm.name)["rule"]["name"]
+        yield
+        self.vm.at.run("forward", "remove", added, "--name", self.vm.name)
+
     def gone(self, ports: Sequence[int | tuple[int, str]]) -> None:
         """All of these guest ports are gone soon."""
         for port in ports:

@@ -44,7 +44,7 @@ class PortWatch:
         with self._changed:
             done = self._changed.wait_for(lambda: self._ended or condition(self._ports), seconds)
             assert not self._ended, "`hostagent ports --watch` has ended"
-            assert done, f"not within {seconds} s: {what}; there are {'; '.join(map(words_for, self._ports))}"
+            assert done, f"not within {seconds} s: {what}; there are {words_for(self._ports)}"
         return time.monotonic() - began
 
     def listening(self, number: int, protocol: str = "tcp", seconds: float = SECONDS) -> Ports:
@@ -65,11 +65,16 @@ class PortWatch:
         return self.wait(lambda ports: not lines_for(ports, number, protocol), f"{protocol} {number} is gone", seconds)
 
 
-def words_for(port: dict[str, Any]) -> str:
-    """A line in short, for an error."""
-    guest, owner = port["guest"], port["owner"] or {"process": "nobody", "unit": ""}
-    where = guest.get("path") or f"{guest['address']} {guest['port']}"
-    return f"{port['state']} {port['protocol']} {where} of {owner['process']} {owner['unit']} {port['reason']}"
+def words_for(ports: Ports) -> str:
+    """What is forwarded or should be, in short, for an error."""
+    words = []
+    for port in ports:
+        guest, owner = port["guest"], port["owner"] or {"process": "nobody", "unit": ""}
+        where = guest.get("path") or f"{guest['address']} {guest['port']}"
+        if port["state"] != "ignored":
+            words.append(f"{port['state']} {port['protocol']} {where} of {owner['process']} {owner['unit']}")
+            words += [f"({port['reason']})"] if port["reason"] else []
+    return ", ".join(words)
 
 
 def lines_for(ports: Ports, number: int, protocol: str) -> Ports:

@@ -40,7 +40,7 @@ WITH_PROXY = Program("Docker", running_with({}))
 WITHOUT_PROXY = Program("Docker without its userland proxy", running_with({"userland-proxy": False}))
 
 add_cases(WITH_PROXY, ENGINE, quick=True)
-add_cases(WITHOUT_PROXY, ENGINE, quick=True)
+add_cases(WITHOUT_PROXY, ENGINE, quick=False)
 
 
 class UnixConnection(http.client.HTTPConnection):

@@ -49,7 +49,7 @@ NETAVARK = Program("Podman (netavark)", running_with("netavark"))
 CNI = Program("Podman (CNI plug-ins)", running_with("cni"))
 ROOTLESS = Program("Podman without root (slirp4netns)", running_as_user)
 
-add_cases(NETAVARK, AS_ROOT, quick=True)
+add_cases(NETAVARK, AS_ROOT, quick=False)
 add_cases(CNI, AS_ROOT, quick=False)
 add_cases(ROOTLESS, AS_USER, quick=False)
 

@@ -133,7 +133,7 @@ def many_questions(guest: ProgramGuest) -> None:
         guest.note(f"all after {time.monotonic() - began:.2f} s")
 
 
-@PROGRAM.case("the server is restarted: a client that keeps its socket is answered again")
+@PROGRAM.case("the server is restarted: a client that keeps its socket is answered again", quick=False)
 def restarted(guest: ProgramGuest) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(1)

@@ -197,7 +197,7 @@ def unix_socket(guest: ProgramGuest) -> None:
         assert trusted.execute("select current_user").fetchone() == ("root",)
 
 
-@PROGRAM.case("the server is restarted: clients are told, and the next ones are served")
+@PROGRAM.case("the server is restarted: clients are told, and the next ones are served", quick=False)
 def restarted(guest: ProgramGuest) -> None:
     with connect() as session:
         guest.shell(f"systemctl restart {SERVICE}")

@@ -115,7 +115,10 @@ def large_value(guest: ProgramGuest) -> None:
         assert hashlib.sha256(found).digest() == hashlib.sha256(data).digest()
 
 
-@PROGRAM.case("the server is shut down by a client: others see its end, then the one that systemd starts in its place")
+@PROGRAM.case(
+    "a client shuts the server down: others see its end, then the one that systemd starts in its place",
+    quick=False,
+)
 def shut_down(guest: ProgramGuest) -> None:
     before = guest.listening(PORT)["owner"]["pid"]
     with connect() as client, connect("::1") as other:

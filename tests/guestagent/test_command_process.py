@@ -104,4 +104,4 @@ async def test_a_failed_start_leaves_no_descriptor() -> None:
         with pytest.raises(FileNotFoundError) as caught:
             await start_command(target("no-such-program", terminal=terminal))
         assert caught.value.filename == "no-such-program"
-    assert open_descriptors() == before
+    assert open_descriptors() <= before

@@ -248,7 +248,7 @@ async def test_commands_leave_nothing_behind(both: tuple[GuestAgent, HostEnd]) -
     await host.until(lambda: None if host.connection.stream(streams[-1].stream.number) else True)
     await trio.testing.wait_all_tasks_blocked()
     assert len(agent._table) == 0
-    assert open_descriptors() == before
+    assert open_descriptors() <= before
 
 
 async def test_error_output_waits_too(host: HostEnd) -> None:

@@ -34,6 +34,7 @@ from tests.fakes.connected_channel import (
     RecordingObserver,
     nothing_left_open,
     open_descriptors,
+    opened_since,
 )
 from tests.fakes.guest import FakeGuest, fake_guest
 from tests.fakes.port_taker import port_taker
@@ -391,11 +392,11 @@ async def test_five_thousand_ports(tmp_path: Path) -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (limits[1], limits[1]))
     try:
         async with host(tmp_path, rule) as (seen, guest):
-            before = len(open_descriptors())
+            before = open_descriptors()
             began = time.process_time()
             guest.open_ports(*ports)
             await seen.sees(lambda forwards: len(forwards) == len(ports))
-            assert len(open_descriptors()) == before + len(ports)
+            assert len(opened_since(before)) == len(ports)
             assert not any(refused("127.73.0.1", port.number) for port in ports[::100])
             assert guest.life is not None
             guest.restart("second boot")
@@ -404,7 +405,7 @@ async def test_five_thousand_ports(tmp_path: Path) -> None:
             assert all(refused("127.73.0.1", port.number) for port in ports[::100])
             assert time.process_time() - began < 10.0
             await trio.testing.wait_all_tasks_blocked()
-            assert len(open_descriptors()) == before
+            assert not opened_since(before)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 

@@ -29,6 +29,7 @@ from guestagent.command_groups import CommandGroups
 from guestagent.datagram_relay import DatagramRelays
 from guestagent.execution import Execution, Executions
 from guestagent.listeners import Listeners
+from guestagent.lost_datagrams import lost_datagrams
 from guestagent.port_watch import PortSink, PortWatch
 from guestagent.readiness import Readiness
 from guestagent.relay import TcpRelays
@@ -268,6 +269,7 @@ class GuestAgent:
             **self._udp.counters,
             **self._commands.counters,
             **self._listeners.counters,
+            **lost_datagrams(),
             **{name.replace("_", " "): count for name, count in asdict(self._watch.counters()).items()},
             **{f"NAT skipped: {reason}": count for reason, count in self._watch.skipped_rules().items()},
         }

@@ -107,7 +107,7 @@ async def connected_to_another(bench: Bench) -> None:
 
 @case(GROUP, "an answer from another port is dropped, and counted", Ability.UDP, Ability.FOLLOWS)
 async def answer_from_elsewhere(bench: Bench) -> None:
-    """As a connected client without a forwarder would drop it. The guest's kernel drops and counts it (NoPorts)."""
+    """As a connected client without a forwarder would drop it. The guest's kernel does, and counts it (NoPorts)."""
     port = await bench.udp("elsewhere")
     before = await _no_ports(bench)
     async with bench.udp_client(port) as client:

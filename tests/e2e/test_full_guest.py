@@ -262,7 +262,8 @@ def test_status_list_logs_and_events_tell_what_is(vm: Vm) -> None:
     assert {"phase", "state", "guest", "forward"} <= kinds
     assert vm.at.run("events")
     assert "running" in vm.at.run("logs")
-    assert "Cloud-init" in vm.at.run("logs", "--serial")
+    # The agent is ready before cloud-init says its first word, and the kernel says none.
+    wait_until(lambda: "Cloud-init" in vm.at.run("logs", "--serial"), seconds=120)
     assert vm.at.try_run("logs", "--qemu").returncode == 0
 
 

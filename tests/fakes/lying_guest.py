@@ -10,6 +10,7 @@ import contextlib
 import resource
 import subprocess
 import sys
+from collections import deque
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -44,6 +45,8 @@ class LyingGuest:
         """How often the host gave up a generation, or asked for one."""
         self.heard: list[Message] = []
         """What the host said in this generation, as far as it was read."""
+        self.told: deque[Message | str] = deque(maxlen=40)
+        """The last things that the host said, also in generations before: for the message of a test that fails."""
 
     async def connect(self) -> None:
         """Wait for the host, which connects again whenever it has closed the socket."""
@@ -108,7 +111,7 @@ class LyingGuest:
                     if isinstance(message, kind):
                         return self.heard.pop(index)
                 await self.listen()
-        raise AssertionError(f"the host did not say {kind.__name__}, only {self.heard[:20]}")
+        raise AssertionError(f"the host did not say {kind.__name__}, but at last {list(self.told)}")
 
     async def listen(self) -> None:
         """Read once, and take what came: a SYNC is answered. Raises `EOFError` at the end of the connection."""
@@ -123,9 +126,12 @@ class LyingGuest:
 
     async def _take(self, item: bytes | Preamble) -> None:
         if isinstance(item, bytes):
-            self.heard.append(decode_untrusted(item))
+            message = decode_untrusted(item)
+            self.heard.append(message)
+            self.told.append(message)
         elif item.kind is PreambleKind.SYNC:
             self.ends += 1
+            self.told.append("SYNC")
             seed = generation_seed(item.marker, MARKER)
             self._decoder.begin(seed)
             self._encoder = FrameEncoder(seed)
@@ -196,6 +202,9 @@ async def lying_guest(paths: InstancePaths) -> AsyncIterator[tuple[LyingGuest, H
             guest = LyingGuest(trio.SocketListener(sock))
             try:
                 yield guest, HostAgentProcess(agent)
+            except BaseException:
+                print(paths.agent_log.read_text() if paths.agent_log.exists() else "no agent.log")
+                raise
             finally:
                 with trio.CancelScope(shield=True):
                     await guest.hang_up()

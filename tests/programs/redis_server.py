@@ -128,8 +128,10 @@ def shut_down(guest: ProgramGuest) -> None:
             other.ping()
 
         def has_another(ports: Ports) -> bool:
-            owners = [line["owner"] for line in lines_for(ports, PORT, "tcp")]
-            return len(owners) == len(LOOPBACKS) and all(owner and owner["pid"] != before for owner in owners)
+            lines = lines_for(ports, PORT, "tcp")
+            return len(lines) == len(LOOPBACKS) and all(
+                line["state"] == "listening" and line["owner"] and line["owner"]["pid"] != before for line in lines
+            )
 
-        guest.ports.wait(has_another, "another process has the port at both addresses")
+        guest.ports.wait(has_another, "another process has the port at both addresses, and the host leads there")
         assert other.ping() is True

@@ -3,6 +3,8 @@
 The quick tests come first, then those in the tiny guest, then those in the full one: a broken parser shows in seconds,
 not after a boot. A missing tool ends the run before it begins, with the command that installs it. Nothing is skipped:
 a test that skips itself has failed.
+
+Hypothesis has no deadlines: the time of one example says more about a busy machine than about the code.
 """
 
 from __future__ import annotations
@@ -12,6 +14,11 @@ import signal
 from collections.abc import Generator, Iterable
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("busy machine", deadline=None)
+settings.register_profile("few examples", deadline=None, max_examples=10, database=None)
+settings.load_profile("busy machine")
 
 ORDER = ("", "tiny_guest", "full_guest")
 """Kinds of tests by their marker, quickest first; the first has none."""

@@ -230,7 +230,7 @@ def test_hostile_files_cost_bounded_time(text: str, reason: str) -> None:
     assert time.process_time() - began < 5
 
 
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300)
 @given(st.binary(max_size=200) | st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")))
 def test_any_bytes_give_a_configuration_or_the_documented_error(data: bytes) -> None:
     with pytest.raises(ConfigError):
@@ -270,7 +270,7 @@ _VALUES = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=2000)
+@settings(max_examples=300)
 @given(st.lists(st.tuples(st.sampled_from(_KEYS), _VALUES), max_size=6))
 def test_any_yaml_of_our_keys_gives_a_configuration_or_the_documented_error(pairs: list[tuple[str, str]]) -> None:
     text = "".join(f"{key}: {value}\n" for key, value in pairs)

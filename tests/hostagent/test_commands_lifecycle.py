@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from hostagent import commands_lifecycle, startup
+from hostagent import commands_lifecycle, shutdown, startup
 from hostagent.cli import cli
 from hostagent.instance_lock import try_lock
 from hostagent.paths import InstancePaths
@@ -78,9 +78,11 @@ def test_up_in_the_foreground_asks_nobody_afterwards(home: Path, started: list[d
     assert result.output.splitlines()[-1].startswith("box is ready; Ctrl-C stops it.")
 
 
-def test_down_says_what_was_needed(served: ServedInstance, home: Path) -> None:
-    assert run("down", home=home).stdout.decode().endswith("by way of: guest agent\n")
-    document = json.loads(run("down", "box", "--force", "--json", home=home).stdout)
+def test_down_says_what_was_needed(served: ServedInstance, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOSTAGENT_HOME", str(home))
+    monkeypatch.setattr(shutdown, "END_BOUND", 0.0)  # the fake answers and does not end
+    assert CliRunner().invoke(cli, ["down"]).output.endswith("by way of: guest agent\n")
+    document = json.loads(CliRunner().invoke(cli, ["down", "box", "--force", "--json"]).stdout)
     assert (document["name"], document["stopped_by"]) == ("box", "kill")
     assert served.instance.stops == [False, True]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Final
 
@@ -10,7 +9,7 @@ import click
 
 from hostagent.cli import cli
 from hostagent.errors import EndedBySignalError, UserError
-from hostagent.terminal_output import OutputClosedError, print_error
+from hostagent.terminal_output import OutputClosedError, drop_output, open_streams, print_error
 
 DONE: Final = 0
 USAGE: Final = 2
@@ -28,6 +27,8 @@ and, if an instance is involved, that of `hostagent logs`."""
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line and return its exit status."""
+    if sys.stdout is sys.__stdout__:  # a test's stays as it is
+        open_streams()
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding lacks must not end the program.
         if hasattr(stream, "reconfigure"):
@@ -36,6 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
         result = cli.main(arguments, prog_name="hostagent", standalone_mode=False)
         sys.stdout.flush()
     except BaseException as exc:
+        drop_output()
         return _status(_innermost(exc))
     return result if isinstance(result, int) else DONE
 
@@ -61,9 +63,7 @@ def _status(exc: BaseException) -> int:
         case EndedBySignalError():
             print_error(str(exc))
             return 128 + exc.number
-        case OutputClosedError() | BrokenPipeError():
-            # The interpreter flushes once more when it ends: let that go nowhere.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        case OutputClosedError():
             return OUTPUT_CLOSED
         case SystemExit():
             raise exc  # of click's completion

@@ -96,6 +96,8 @@ class Agent:
         self._power = PowerCycle(paths, plan.machine(paths), self, self._channel.run)
         self._ready = False
         self._exited = trio.Event()
+        self._pressing = trio.CancelScope()
+        """Of the attempts to end a guest without its agent."""
         self._answered = trio.Event()
         self._answered.set()
         self._peer: Hello | None = None
@@ -143,9 +145,10 @@ class Agent:
 
     def _end_of_machine(self, status: int | None) -> None:
         wanted = self._power.stopping or status == 0
-        if not self._ready and not self._power.stopping and (phase := self._phases.current) is not None:
+        if not self._ready and (phase := self._phases.current) is not None:
             lines = "\n".join(last_lines(self._paths.serial_log, CONSOLE_LINES))
-            self._report(self._phases.fail(trio.current_time(), f"QEMU ended during {phase}\n{lines}"))
+            words = "it was stopped meanwhile" if self._power.stopping else f"QEMU ended during {phase}\n{lines}"
+            self._report(self._phases.fail(trio.current_time(), words))
         self._end("" if wanted else f"QEMU ended ({status})")
 
     def _end(self, reason: str) -> None:
@@ -162,11 +165,16 @@ class Agent:
             self.events.append("state", state=InstanceState.STOPPING, reason="asked to stop")
         self._answered = trio.Event()
         try:
-            if not force and self._channel.send(PowerOff(reboot=False)):
-                with trio.move_on_after(GUEST_STOP_BOUND):
-                    await self._exited.wait()
-                    return "guest agent"
-            return await self._power.stop(StopBounds(power_button=0) if force else StopBounds())
+            if force:
+                return await self._power.stop(StopBounds(power_button=0))
+            # A guest that boots has no agent yet, and most take no notice of the power button: whichever hears first.
+            with trio.CancelScope() as self._pressing:
+                if not self._channel.send(PowerOff(reboot=False)):
+                    return await self._power.stop(StopBounds())
+            with trio.move_on_after(GUEST_STOP_BOUND):
+                await self._exited.wait()
+                return "guest agent"
+            return await self._power.stop(StopBounds())
         finally:
             self._answered.set()
 
@@ -237,6 +245,8 @@ class Agent:
             self._forget_ports()
         self._reverse.start(peer)
         self._channel.send(Clock(time.time_ns()))
+        if self._power.stopping and self._channel.send(PowerOff(reboot=False)):
+            self._pressing.cancel()
         self.events.append("guest", agent="present", version=peer.agent_version, boot_id=peer.boot_id)
         if self._phases.current is Phase.HELLO:
             self._report(self._phases.end(trio.current_time(), peer.description))
@@ -289,7 +299,7 @@ class Agent:
             self.events.append("log", level="warning", message=self._trouble)
 
     def _now_ready(self) -> None:
-        if self._phases.current is Phase.PORTS:
+        if self._phases.current is Phase.PORTS and not self._power.stopping:
             self._report(self._phases.end(trio.current_time(), f"{len(self._forwarder.forwards)} ports"))
             self._ready = True
             self.events.append("state", state=InstanceState.RUNNING, reason="")

@@ -72,6 +72,10 @@ async def _end(process: trio.Process) -> None:
 
 def _death(paths: InstancePaths, status: int) -> UserError:
     words = paths.agent_errors.read_bytes()[-_TAIL:].decode("utf-8", "replace").strip()
+    if status == 0 and not words:  # `down` from elsewhere, or the guest itself
+        return UserError(
+            f"{paths.name} was powered off before it was ready", f"start it with: hostagent up {paths.name}"
+        )
     return UserError(
         f"the host agent ended with status {status} before the instance was ready" + (f":\n{words}" if words else ""),
         f"see `hostagent logs {paths.name}`; the serial console is in {paths.serial_log}",

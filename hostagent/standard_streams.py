@@ -19,7 +19,7 @@ from typing import Final
 
 import trio
 
-from hostagent.terminal_output import OutputClosedError
+from hostagent.terminal_output import output_error
 from protocol.stream_messages import TerminalSize
 
 INPUT: Final = 0
@@ -42,7 +42,7 @@ async def read_some(descriptor: int, size: int) -> bytes:
 
 
 async def write_all(descriptor: int, data: bytes) -> None:
-    """Write everything, waiting while the reader is slow; raises `OutputClosedError`, and OSError on a full disk."""
+    """Write everything, waiting while the reader is slow; raises what `output_error` says."""
     view = memoryview(data)
     while view:
         # A writable pipe takes PIPE_BUF bytes without blocking (poll(2), pipe(7)).
@@ -51,8 +51,8 @@ async def write_all(descriptor: int, data: bytes) -> None:
             view = view[os.write(descriptor, view[:size]) :]
         except BlockingIOError:
             continue
-        except BrokenPipeError as exc:
-            raise OutputClosedError from exc
+        except OSError as exc:
+            raise output_error(exc) from exc
 
 
 async def _ready(wait: Callable[[int], Awaitable[None]], descriptor: int) -> bool:

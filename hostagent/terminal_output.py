@@ -1,7 +1,13 @@
-"""How this process prints: on a terminal in colour and as wide as it is, elsewhere plain."""
+"""How this process prints: on a terminal in colour and as wide as it is, elsewhere plain.
+
+Whoever prints (rich and click too) may find that the reader has gone or the disk is full. `open_streams` makes standard
+output say so in our own errors, in one place for all of them.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import shutil
@@ -9,12 +15,62 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hostagent.errors import UserError
+
 
 class OutputClosedError(Exception):
     """Whoever read our standard output has had enough.
 
     Not a BrokenPipeError, of which click makes exit status 1, and which other pipes can raise too.
     """
+
+
+def output_error(exc: OSError) -> OutputClosedError | UserError:
+    """What it means that standard output cannot be written."""
+    if isinstance(exc, BrokenPipeError):
+        return OutputClosedError()
+    return UserError(f"the output cannot be written: {exc.strerror}", "make room where it goes, or send it elsewhere")
+
+
+class _Output(io.FileIO):
+    """Standard output as bytes; raises what `output_error` says."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError as exc:
+            raise output_error(exc) from exc
+
+
+def open_streams() -> None:
+    """Make the standard streams usable, also where this process was started without some of them.
+
+    What is opened next would otherwise get their numbers, and what is printed would go there.
+    """
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number is this one (open(2))
+    if sys.stdin is None:
+        sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115 - a descriptor, for good
+    if sys.stderr is None:
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    plain = sys.stdout
+    sys.stdout = io.TextIOWrapper(
+        io.BufferedWriter(_Output(1, "wb", closefd=False)),
+        encoding=plain.encoding if plain else "utf-8",
+        line_buffering=plain.line_buffering if isinstance(plain, io.TextIOWrapper) else False,
+    )
+
+
+def drop_output() -> None:
+    """Let what could not be printed go nowhere: the interpreter flushes once more when it ends."""
+    try:
+        sys.stdout.flush()
+    except (OSError, OutputClosedError, UserError):
+        with contextlib.closing(open(os.devnull, "wb")) as nothing:  # noqa: PTH123
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 def width() -> int | None:
@@ -33,13 +89,10 @@ def can_redraw() -> bool:
 
 
 def print_lines(lines: Iterable[str]) -> None:
-    """Print each line, and flush, so that a reader sees it now; raises `OutputClosedError`."""
-    try:
-        for line in lines:
-            sys.stdout.write(line + "\n")
-        sys.stdout.flush()
-    except BrokenPipeError as exc:
-        raise OutputClosedError from exc
+    """Print each line, and flush, so that a reader sees it now; raises `OutputClosedError` or `UserError`."""
+    for line in lines:
+        sys.stdout.write(line + "\n")
+    sys.stdout.flush()
 
 
 def print_json(document: Mapping[str, Any], *, one_line: bool = False) -> None:

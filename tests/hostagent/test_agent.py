@@ -152,6 +152,28 @@ async def test_a_guest_without_its_agent_gets_the_power_button(paths: InstancePa
         await running.over()
 
 
+async def test_a_guest_that_only_boots_is_asked_as_soon_as_its_agent_is_there(paths: InstancePaths) -> None:
+    """Most take no notice of the power button until they have booted; and nobody is told that it is ready."""
+    async with starting(paths) as running:
+        running.qemu.guest.kill()
+        running.qemu.obeys.remove("system_powerdown")
+        await running.event("phase", phase=Phase.HELLO)
+        needed: list[str] = []
+
+        async def stop() -> None:
+            needed.append(await running.agent.stop(force=False))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stop)
+            await running.event("state", state="stopping")
+            running.qemu.guest.restart()
+        assert needed == ["guest agent"]
+        await running.over()
+        assert not any(line["event"] == "ready" for line in running.announced)
+        assert "it was stopped meanwhile" in str(running.announced[-1])
+        assert not any(event.fields.get("state") == "running" for event in running.agent.events.recorded(0))
+
+
 async def test_a_guest_that_does_not_power_off_is_not_waited_for(
     paths: InstancePaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import pytest
 from hostagent import __main__, commands_show
 from hostagent.errors import UserError
 from hostagent.instances import InstanceSummary
-from tests.fakes.command_line import run
+from tests.fakes.command_line import COMMAND, run
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +72,25 @@ def test_output_in_an_encoding_that_lacks_a_character(tmp_path: Path) -> None:
     done = run("list", home=tmp_path, env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0
     assert b"\\xfcn\\xefcode" in done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["list"], ["--help"], ["schema"], ["doctor", "--json"]])
+def test_output_onto_a_full_disk(arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:  # noqa: PTH123
+        done = subprocess.run([*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith(b"error: the output cannot be written: No space left on device\nhint: ")
+    assert done.stderr.count(b"\n") == 2
+
+
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_standard_streams_that_are_closed(closed: tuple[int, ...], tmp_path: Path) -> None:
+    """What would be printed goes nowhere, and above all not into what was opened in their place."""
+    missing = " ".join(f"{descriptor}>&-" for descriptor in closed)
+    script = f'exec "$0" -m hostagent list --json {missing}'
+    done = subprocess.run(["sh", "-c", script, sys.executable], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert bool(done.stdout) == (1 not in closed)
 
 
 def test_help_that_nobody_reads() -> None:

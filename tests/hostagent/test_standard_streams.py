@@ -12,6 +12,7 @@ import pytest
 import trio
 import trio.testing
 
+from hostagent.errors import UserError
 from hostagent.standard_streams import is_foreground, raw_terminal, read_some, terminal_size, write_all
 from hostagent.terminal_output import OutputClosedError
 from protocol.stream_messages import TerminalSize
@@ -95,7 +96,7 @@ async def test_a_reader_that_left(pipe: tuple[int, int]) -> None:
 async def test_a_full_disk_is_an_error() -> None:
     descriptor = os.open("/dev/full", os.O_WRONLY)
     try:
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(UserError, match="No space left"):
             await write_all(descriptor, b"x")
     finally:
         os.close(descriptor)

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import errno
 import io
 import json
+import os
 import sys
 
 import pytest
 
 from hostagent import terminal_output
+from hostagent.errors import UserError
 from hostagent.terminal_output import OutputClosedError
 
 
@@ -57,12 +60,11 @@ def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(out) == {"text": "\x1b\u202e"}
 
 
-def test_a_reader_that_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Gone(io.StringIO):
-        def flush(self) -> None:
-            raise BrokenPipeError
-
-    monkeypatch.setattr(sys, "stdout", Gone())
-    with pytest.raises(OutputClosedError):
-        terminal_output.print_lines(["x"])
-    monkeypatch.undo()
+@pytest.mark.parametrize(
+    ("number", "expected"), [(errno.EPIPE, OutputClosedError), (errno.ENOSPC, UserError), (errno.EIO, UserError)]
+)
+def test_what_a_failed_write_means(number: int, expected: type[Exception]) -> None:
+    error = terminal_output.output_error(OSError(number, os.strerror(number)))
+    assert isinstance(error, expected)
+    if isinstance(error, UserError):
+        assert os.strerror(number) in error.message

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 from hostagent.errors import UserError
 from hostagent.paths import InstancePaths
+from hostagent.qemu.pid_file import is_held
 
 if TYPE_CHECKING:
     from hostagent.api_shapes import Document, EventShape, PortShape, ReloadAnswer, RuleChange, RuleList, RuleRequest
@@ -112,7 +113,7 @@ class ApiClient:
                         sock.settimeout(None)
                     yield answer
         except (FileNotFoundError, ConnectionRefusedError) as exc:
-            raise not_running(name) from exc
+            raise not_running(self._paths) from exc
         except TimeoutError as exc:
             raise UserError(
                 f"the host agent of {name!r} does not answer",
@@ -124,8 +125,13 @@ class ApiClient:
             ) from exc
 
 
-def not_running(name: str) -> UserError:
+def not_running(paths: InstancePaths) -> UserError:
     """The error for an instance without a host agent."""
+    name = paths.name
+    if is_held(paths.qemu_pid):
+        return UserError(
+            f"the host agent of {name!r} is gone, and its guest runs", f"`hostagent up {name}` takes it over"
+        )
     return UserError(f"the instance {name!r} is not running", f"start it with `hostagent up {name}`")
 
 

@@ -46,10 +46,19 @@ def held_lock(paths: InstancePaths) -> Iterator[None]:
         yield
 
 
+def host_agent_pid(paths: InstancePaths) -> int | None:
+    """The process that is the instance's host agent, or was the last one; None where none has said so."""
+    try:
+        return int(paths.lock.read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return None
+
+
 def kill_host_agent(paths: InstancePaths) -> None:
     """Kill the process that holds the instance's lock as its host agent, if there is one. Nobody else can be hit."""
-    with contextlib.suppress(OSError, ValueError):
-        pid = int(paths.lock.read_text(encoding="ascii"))
+    if (pid := host_agent_pid(paths)) is None:
+        return
+    with contextlib.suppress(OSError):
         if not hasattr(os, "pidfd_open"):  # macOS, Linux before 5.3
             if is_locked(paths.lock):
                 os.kill(pid, signal.SIGKILL)

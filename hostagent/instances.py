@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hostagent.api_client import ApiClient
 from hostagent.errors import UserError
-from hostagent.instance_lock import is_locked, try_lock
+from hostagent.instance_lock import host_agent_pid, is_locked, try_lock
 from hostagent.lifecycle import InstanceState
 from hostagent.paths import InstancePaths, home
 from hostagent.qemu.pid_file import is_held
@@ -30,15 +30,22 @@ class InstanceSummary:
     error: str
 
 
+def is_instance(paths: InstancePaths) -> bool:
+    """Whether the folder is one of ours: whoever sets HOSTAGENT_HOME may keep other things there, too."""
+    try:
+        return any(file.exists() for file in (paths.config, paths.launch_plan, paths.lock, paths.up_lock))
+    except OSError:  # somebody else's folder, above all root's: `list` shows that it cannot be looked at
+        return True
+
+
 def list_instances() -> list[InstanceSummary]:
-    """All instances, by name. A folder that makes no sense is `broken`, and says why."""
+    """All instances, by name. One that makes no sense is `broken`, and says why."""
     if not home().is_dir():
         return []
-    return [
-        _summary(InstancePaths(directory))
-        for directory in sorted(home().iterdir())
-        if directory.is_dir() and not directory.name.startswith(".")
+    found = [
+        InstancePaths(path) for path in sorted(home().iterdir()) if path.is_dir() and not path.name.startswith(".")
     ]
+    return [_summary(paths) for paths in found if is_instance(paths)]
 
 
 def _summary(paths: InstancePaths) -> InstanceSummary:
@@ -87,9 +94,7 @@ def _number(plan: dict[str, object] | None, key: str) -> int:
 def _state(paths: InstancePaths) -> tuple[InstanceState, int | None]:
     if is_locked(paths.lock):
         try:
-            status = ApiClient(paths).status()
-            pid = status["qemu_pid"]
-            return InstanceState(str(status["state"])), pid if isinstance(pid, int) else None
+            return InstanceState(str(ApiClient(paths).status()["state"])), host_agent_pid(paths)
         except (UserError, KeyError, ValueError):  # not ready to answer, or of another version
             return InstanceState.STARTING, None
     if is_held(paths.qemu_pid):
@@ -109,7 +114,7 @@ def find_instance(name: str | None) -> InstancePaths:
             raise UserError("there is no instance yet", "`hostagent up` makes one")
         raise UserError("there is more than one instance", f"name one of: {', '.join(names)}")
     paths = InstancePaths.of(name)
-    if not paths.directory.is_dir():
+    if not paths.directory.is_dir() or not is_instance(paths):
         known = (
             f"the instances are: {', '.join(names)}" if names else "there is no instance yet: `hostagent up` makes one"
         )
@@ -119,14 +124,19 @@ def find_instance(name: str | None) -> InstancePaths:
 
 def delete_instance(paths: InstancePaths, *, force: bool) -> None:
     """Remove the instance and its disk. One that runs is only removed with `force`, which ends it first."""
+    if paths.directory.is_symlink():
+        raise UserError(
+            f"{paths.directory} is a link to {paths.directory.resolve()}", "remove the link and that folder yourself"
+        )
     if is_locked(paths.lock) or is_held(paths.qemu_pid):
         if not force:
             raise UserError(
                 f"{paths.name} is running", f"`hostagent down {paths.name}` first, or delete it with --force"
             )
-        from hostagent.shutdown import down  # needed by this path only, and it costs trio's import
+        from hostagent.shutdown import UP_BOUND, down, wait_for  # of this path only, since they cost trio's import
 
         down(paths, force=True, show=lambda _: None)
+        wait_for(lambda: not is_locked(paths.up_lock), UP_BOUND)
     try:
         with try_lock(paths.up_lock) as prepared_by_nobody, try_lock(paths.lock) as free:
             if not (prepared_by_nobody and free):

@@ -107,7 +107,7 @@ class _Session:
                 await self._send(Start(target))
                 await self._work()
         except (FileNotFoundError, ConnectionRefusedError) as exc:
-            raise not_running(paths.name) from exc
+            raise not_running(paths) from exc
         except ConnectionLostError as exc:
             self._end = exc
         if isinstance(self._end, ConnectionLostError):

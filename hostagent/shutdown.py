@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import trio
 
@@ -21,6 +23,12 @@ END_BOUND = 10.0
 API_BOUND = 10.0
 """Seconds between a host agent's start and its first answer, on a busy machine."""
 
+UP_BOUND = 10.0
+"""Seconds that a `hostagent up` whose machine was ended may take to notice."""
+
+PATIENCE = 5.0
+"""Seconds after which whoever waits for a guest is told what for."""
+
 _INTERVAL = 0.01
 
 
@@ -28,13 +36,14 @@ def down(paths: InstancePaths, *, force: bool, show: Show) -> str:
     """End the instance; returns what was needed, "not running" when it did not run. Raises `UserError`."""
     if is_locked(paths.lock):
         show({"event": "notice", "message": f"stopping {paths.name}"})
-        _wait(lambda: _answers(paths) or not is_locked(paths.lock), API_BOUND)
+        wait_for(lambda: _answers(paths) or not is_locked(paths.lock), API_BOUND)
         try:
             if force:
                 ApiClient(paths).status()  # one that hangs shows at once that it does
-            needed = ApiClient(paths).stop(force=force)
+            with _told_what_is_waited_for(paths, show):
+                needed = ApiClient(paths).stop(force=force)
             # It answers before it ends, and until then `up` would say that it runs.
-            _wait(lambda: not is_locked(paths.lock), END_BOUND)
+            wait_for(lambda: not is_locked(paths.lock), END_BOUND)
         except UserError:
             if not force:
                 raise
@@ -47,13 +56,25 @@ def down(paths: InstancePaths, *, force: bool, show: Show) -> str:
     return trio.run(_stop_orphan, paths, force)
 
 
+@contextmanager
+def _told_what_is_waited_for(paths: InstancePaths, show: Show) -> Iterator[None]:
+    words = f"the guest is ending its programs; `hostagent down --force {paths.name}` does not wait for that"
+    timer = threading.Timer(PATIENCE, show, [{"event": "notice", "message": words}])
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
 def _answers(paths: InstancePaths) -> bool:
     """Whether the host agent takes connections: it holds the lock a moment earlier."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         return client.connect_ex(str(paths.api_socket)) == 0
 
 
-def _wait(condition: Callable[[], bool], bound: float) -> None:
+def wait_for(condition: Callable[[], bool], bound: float) -> None:
     """Return when `condition` is true, or after `bound` seconds. flock(2) knows no wait with a bound."""
     deadline = time.monotonic() + bound
     while not condition() and time.monotonic() < deadline:

@@ -24,6 +24,7 @@ from hostagent.agent_process import start_agent
 from hostagent.config.resolved import dump_resolved
 from hostagent.errors import EndedBySignalError, UserError
 from hostagent.instance_lock import held_lock, is_locked, try_lock
+from hostagent.instances import is_instance
 from hostagent.launch_plan import write_plan
 from hostagent.lifecycle import Phase
 from hostagent.paths import InstancePaths, cache, home
@@ -115,6 +116,9 @@ def _say_running(request: StartupRequest, show: Show) -> None:
 def _folder(paths: InstancePaths) -> Iterator[list[InstancePaths]]:
     """Make the instance's folder; remove it again if it is new and the block neither ends well nor started QEMU."""
     new = not paths.directory.exists()
+    if not new and not is_instance(paths) and any(paths.directory.iterdir()):
+        # `delete` would remove all of it one day.
+        raise UserError(f"{paths.directory} has something else in it", "choose another name: --name NAME")
     used: list[InstancePaths] = []
     try:
         home().mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from hostagent import api_client
 from hostagent.api_client import ApiClient
 from hostagent.errors import UserError
 from hostagent.paths import InstancePaths
+from hostagent.qemu.pid_file import hold_pid_file
 from tests.fakes.running_instance import web_forward
 from tests.fakes.served_instance import ServedInstance, served_in_thread
 
@@ -87,6 +88,12 @@ def test_recorded_events_after_an_id(served: ServedInstance, paths: InstancePath
 def test_no_agent(paths: InstancePaths) -> None:
     with pytest.raises(UserError, match="is not running"):
         ApiClient(paths).status()
+
+
+def test_an_agent_that_died_and_left_its_guest(paths: InstancePaths) -> None:
+    with hold_pid_file(paths.qemu_pid), pytest.raises(UserError, match="is gone, and its guest runs") as caught:
+        ApiClient(paths).status()
+    assert "hostagent up" in caught.value.hint
 
 
 def test_a_dead_agents_socket(paths: InstancePaths) -> None:

@@ -31,6 +31,7 @@ def home() -> Iterator[Path]:
 def served(home: Path) -> Iterator[ServedInstance]:
     directory = home / "box"
     directory.mkdir()
+    (directory / "lock").write_text("4711\n")
     with try_lock(directory / "lock"), served_in_thread(directory / "api.sock") as instance:
         yield instance
 
@@ -93,7 +94,9 @@ def complete(home: Path, *words: str) -> list[str]:
 
 def test_completion_knows_commands_instances_and_templates(home: Path) -> None:
     (home / "box").mkdir()
+    (home / "box" / "config.yaml").touch()
     (home / "barn").mkdir()
+    (home / "barn" / "config.yaml").touch()
     assert "plain,ports" in complete(home, "po")
     assert complete(home, "down", "b") == ["plain,barn", "plain,box"]
     assert "plain,debian-12" in complete(home, "up", "deb")

@@ -89,6 +89,7 @@ def test_down_says_what_was_needed(served: ServedInstance, home: Path, monkeypat
 
 def test_down_of_a_stopped_instance_is_done(home: Path) -> None:
     (home / "box").mkdir()
+    (home / "box" / "config.yaml").touch()
     done = run("down", home=home)
     assert (done.returncode, done.stdout) == (0, b"box was not running\n")
     assert commands_lifecycle.NOT_RUNNING in json.loads(run("down", "--json", home=home).stdout)["stopped_by"]
@@ -97,6 +98,7 @@ def test_down_of_a_stopped_instance_is_done(home: Path) -> None:
 def test_delete_asks_on_a_terminal(home: Path) -> None:
     for answer, left in ((b"n\r", True), (b"y\r", False)):
         (home / "box").mkdir(exist_ok=True)
+        (home / "box" / "config.yaml").touch()
         with on_terminal(*COMMAND, "delete", "box", home=home) as terminal:
             terminal.expect(b"everything on its disk? [y/N]")
             terminal.type(answer)
@@ -106,6 +108,7 @@ def test_delete_asks_on_a_terminal(home: Path) -> None:
 
 def test_delete_without_anybody_to_ask_deletes_nothing(home: Path) -> None:
     (home / "box").mkdir()
+    (home / "box" / "config.yaml").touch()
     done = run("delete", "box", home=home, input=b"y\n")
     assert done.returncode == 1
     assert b"--yes" in done.stderr

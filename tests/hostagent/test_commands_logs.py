@@ -16,6 +16,7 @@ from tests.fakes.served_instance import served_in_thread
 def home() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="ha-") as folder:
         (Path(folder) / "box").mkdir()
+        (Path(folder) / "box" / "config.yaml").touch()
         yield Path(folder)
 
 

@@ -82,6 +82,7 @@ def test_the_configuration_is_read_again(served: ServedInstance, home: Path) -> 
 
 def test_without_a_running_instance(home: Path) -> None:
     (home / "box").mkdir()
+    (home / "box" / "config.yaml").touch()
     for arguments in (("forward", "list"), ("forward", "add", "80"), ("config", "reload", "box")):
         done = run(*arguments, home=home)
         assert done.returncode == 1

@@ -1,4 +1,4 @@
-"""Listing shows every folder as what it is, and no folder keeps the others from being shown."""
+"""Listing shows every instance as what it is, and none keeps the others from being shown."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from hostagent import shutdown
 from hostagent.errors import UserError
-from hostagent.instance_lock import try_lock
+from hostagent.instance_lock import held_lock, try_lock
 from hostagent.instances import delete_instance, find_instance, list_instances
 from hostagent.lifecycle import InstanceState
 from hostagent.paths import InstancePaths, home
 from hostagent.qemu.pid_file import ProcessIdentity, hold_pid_file
 from tests.fakes.instance_folder import PLAN, instance_folder
 from tests.fakes.privileges import without_root
+from tests.fakes.served_instance import served_in_thread
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +45,11 @@ def test_what_is_no_instance_is_not_listed() -> None:
     instance_folder("web")
     (home() / ".trash").mkdir()
     (home() / "notes.txt").touch()
+    (home() / "documents").mkdir()
+    (home() / "documents" / "thesis.txt").touch()
     assert [summary.name for summary in list_instances()] == ["web"]
+    with pytest.raises(UserError, match="no instance 'documents'"):  # so nothing can delete it either
+        find_instance("documents")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "null", '"text"', "\0", "{'a': 1}"])
@@ -68,7 +74,9 @@ def test_a_plan_that_is_not_text() -> None:
 
 
 def test_an_instance_that_never_started() -> None:
-    InstancePaths.of("web").directory.mkdir(parents=True)
+    paths = InstancePaths.of("web")
+    paths.directory.mkdir(parents=True)
+    paths.config.touch()
     (summary,) = list_instances()
     assert (summary.state, summary.error) == (InstanceState.STOPPED, "never started: `hostagent up` prepares it")
 
@@ -98,6 +106,13 @@ def test_a_host_agent_that_does_not_answer_yet() -> None:
     paths = instance_folder("web")
     with try_lock(paths.lock):
         assert list_instances()[0].state is InstanceState.STARTING
+
+
+def test_a_running_one_has_its_host_agents_pid() -> None:
+    paths = instance_folder("web")
+    with served_in_thread(paths.api_socket), held_lock(paths):
+        (summary,) = list_instances()
+    assert (summary.state, summary.pid) == (InstanceState.RUNNING, os.getpid())
 
 
 def test_a_qemu_without_its_host_agent() -> None:
@@ -140,6 +155,16 @@ def test_deleting_removes_the_folder() -> None:
     assert [summary.name for summary in list_instances()] == ["db"]
 
 
+def test_a_link_is_left_to_whoever_made_it(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "big disk"
+    instance_folder("web").directory.rename(elsewhere)
+    (home() / "web").symlink_to(elsewhere)
+    before = sorted(elsewhere.iterdir())
+    with pytest.raises(UserError, match=f"a link to {elsewhere}"):
+        delete_instance(find_instance("web"), force=True)
+    assert sorted(elsewhere.iterdir()) == before
+
+
 @pytest.mark.parametrize("force", [True, False])
 def test_what_is_being_prepared_is_not_deleted(force: bool) -> None:
     paths = instance_folder("web")
@@ -164,6 +189,20 @@ def test_an_orphan_is_ended_and_deleted_with_force() -> None:
     with orphan:
         delete_instance(paths, force=True)
         assert orphan.wait() != 0
+    assert not paths.directory.exists()
+
+
+def test_an_up_whose_machine_was_ended_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It notices a moment later, and holds its lock until then."""
+    paths = instance_folder("web")
+    command = ["flock", str(paths.lock), "flock", str(paths.up_lock), "sh", "-c", "echo; read end; sleep 0.2"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as up:
+        assert up.stdout is not None
+        assert up.stdout.readline() == b"\n"
+        stdin = up.stdin
+        assert stdin is not None
+        monkeypatch.setattr(shutdown, "down", lambda *_, **__: stdin.close())
+        delete_instance(paths, force=True)
     assert not paths.directory.exists()
 
 

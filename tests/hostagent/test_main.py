@@ -69,6 +69,7 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
 
 def test_output_in_an_encoding_that_lacks_a_character(tmp_path: Path) -> None:
     (tmp_path / "ünïcode").mkdir()
+    (tmp_path / "ünïcode" / "config.yaml").touch()
     done = run("list", home=tmp_path, env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0
     assert b"\\xfcn\\xefcode" in done.stdout

@@ -69,7 +69,7 @@ async def test_one_that_is_only_starting(paths: InstancePaths) -> None:
         qemu.guest.kill()  # it boots for ever
 
         async def start() -> None:
-            with pytest.raises(UserError, match="before the instance was ready"):
+            with pytest.raises(UserError, match="web was powered off before it was ready"):
                 await start_agent(paths, lambda _: None)
 
         async with trio.open_nursery() as nursery:

@@ -135,6 +135,16 @@ def test_mistakes_create_nothing(paths: InstancePaths) -> None:
     assert not paths.directory.parent.exists()
 
 
+def test_a_folder_with_something_else_in_it_is_not_made_an_instance(paths: InstancePaths) -> None:
+    paths.directory.mkdir(parents=True)
+    (paths.directory / "thesis.txt").touch()
+    Path("web.yaml").write_text(CONFIG)
+    with pytest.raises((UserError, ExceptionGroup)) as caught:
+        up("web.yaml", name=None, foreground=False, show=Shown())
+    assert "has something else in it" in user_error(caught).message
+    assert [file.name for file in paths.directory.iterdir()] == ["thesis.txt"]
+
+
 def test_keys_that_are_not_acted_on_are_warned_of(paths: InstancePaths, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(startup, "prepare", no_image)
     Path("web.yaml").write_text(CONFIG + "minimumLimaVersion: 1.1.0\n")

@@ -2,8 +2,12 @@
 
 Only the user may connect: the file's mode is 0600, from the first moment on (`unix_bind_bsd` in net/unix/af_unix.c
 takes it from the unbound socket), and a folder that has to be made is 0700. The file of a dead process, which nothing
-removes, is replaced: it is a socket, and connect(2) says ECONNREFUSED (unix(7)). A new program's socket says the same
-between bind(2) and listen(2), so a fresh file is left for the next try. Anything else in the way stays.
+removes, is replaced: it is a socket, and connect(2) says ECONNREFUSED (unix(7)). Anything else in the way stays.
+
+A living program is not connected to, however often it is asked for: the question is a datagram socket's connect(2),
+which a stream's server never hears of. The kernel says EPROTOTYPE (`unix_find_bsd` in net/unix/af_unix.c), also where a
+program has bound its socket and does not listen yet. A file exists for a moment before its socket does: a fresh one is
+left for the next try.
 """
 
 from __future__ import annotations
@@ -18,7 +22,7 @@ from pathlib import Path
 
 BACKLOG = 1_024
 FRESH = 1.0
-"""Seconds for which a file may belong to a program that is about to listen."""
+"""Seconds for which a file may belong to a program that is only making it."""
 
 _OWNER_ONLY = 0o600
 
@@ -72,7 +76,7 @@ def _remove_stale(path: Path) -> None:
     found = path.lstat()
     if not stat.S_ISSOCK(found.st_mode):
         raise OSError(errno.EEXIST, "is there, and no socket: move it away, or change hostSocket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         error = probe.connect_ex(str(path))
     if error != errno.ECONNREFUSED or 0 <= time.time() - found.st_mtime < FRESH:
         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))

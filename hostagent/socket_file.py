@@ -1,7 +1,7 @@
 """Unix sockets on the host that lead to the guest.
 
 Only the user may connect: the file's mode is 0600, from the first moment on (`unix_bind_bsd` in net/unix/af_unix.c
-takes it from the unbound socket), and a folder that has to be made is 0700. The file of a dead process, which nothing
+takes it from the unbound socket), and each folder that has to be made is 0700. The file of a dead process, which nothing
 removes, is replaced: it is a socket, and connect(2) says ECONNREFUSED (unix(7)). Anything else in the way stays.
 
 A living program is not connected to, however often it is asked for: the question is a datagram socket's connect(2),
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import socket
 import stat
@@ -25,6 +26,7 @@ FRESH = 1.0
 """Seconds for which a file may belong to a program that is only making it."""
 
 _OWNER_ONLY = 0o600
+_FOLDER = 0o700
 
 
 class SocketFileListener(socket.socket):
@@ -34,7 +36,7 @@ class SocketFileListener(socket.socket):
 
     def listen_at(self, path: Path) -> None:
         """Make the file. Raises `OSError` with a `strerror` for users; EADDRINUSE when something is in the way."""
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_folder(path.parent)
         os.fchmod(self.fileno(), _OWNER_ONLY)
         try:
             self.bind(str(path))
@@ -69,6 +71,13 @@ def listen_at(path: str) -> SocketFileListener:
         sock.close()
         raise
     return sock
+
+
+def _make_folder(folder: Path) -> None:
+    """Make `folder` and all that is missing above it, which `parents=True` would leave to the umask."""
+    missing = itertools.takewhile(lambda part: not part.exists(), (folder, *folder.parents))
+    for part in reversed(tuple(missing)):
+        part.mkdir(mode=_FOLDER, exist_ok=True)
 
 
 def _remove_stale(path: Path) -> None:

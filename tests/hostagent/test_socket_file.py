@@ -80,6 +80,15 @@ def test_a_socket_of_another_kind_stays(tmp_path: Path, kind: socket.SocketKind)
         assert path.is_socket()
 
 
+def test_all_folders_that_are_made_are_the_users_alone(tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir(mode=0o755)
+    there.chmod(0o755)
+    with listen_at(str(there / "a" / "b" / "s")):
+        modes = {name: (there / name).stat().st_mode & 0o777 for name in ("", "a", "a/b")}
+    assert modes == {"": 0o755, "a": 0o700, "a/b": 0o700}
+
+
 def test_what_is_no_socket_stays(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     (tmp_path / "folder").mkdir()

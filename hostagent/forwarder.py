@@ -3,7 +3,8 @@
 The guest's ports and the rules give a plan (`hostagent.forward_plan`); what a change touched in it is carried out:
 listeners that nobody wants are closed, missing ones are opened, and what leads elsewhere now stays open. A listener
 that cannot be had is tried again every `RETRY` seconds until it can. There is no event for that without root: the
-kernel tells only CAP_NET_ADMIN about the end of other processes' sockets.
+kernel tells only CAP_NET_ADMIN about the end of other processes' sockets. A unix socket whose file was removed is
+opened anew: the files are looked for every `FILE_CHECK` seconds, as long as there are any.
 
 A change is carried out at once, unless the one before was a moment ago: then it waits, together with all that follow,
 for as long as that one took. So a guest that changes ports without end gets half of a CPU, and the API and the streams
@@ -29,7 +30,7 @@ from hostagent.channel import Channel
 from hostagent.forward_plan import Decision, ForwardPlan, ListenerKey, PlanChange, Source
 from hostagent.forward_rules import RuleSet, StandingForward
 from hostagent.forwards import Endpoint, Forward, ForwardKind, ForwardState, GuestEnd, SocketFile, Traffic
-from hostagent.host_listener import RETRY, HostListener
+from hostagent.host_listener import FILE_CHECK, RETRY, HostListener
 from hostagent.port_holder import port_holders
 from hostagent.route import Route
 from hostagent.tcp_listener import TcpService, accept_connections
@@ -61,6 +62,7 @@ class Forwarder:
         self._news = trio.Event()
         self._failed = trio.Event()
         self._nameless = trio.Event()
+        self._with_files = trio.Event()
         self._distrust = ""
         self._stale = trio.Event()
         self._rested = 0.0
@@ -75,6 +77,7 @@ class Forwarder:
             self._connections, self._nursery = connections, nursery
             nursery.start_soon(self._apply_late)
             nursery.start_soon(self._name_holders)
+            nursery.start_soon(self._watch_files)
             self._carry_out(PlanChange(dict.fromkeys(self._plan.decisions), dict.fromkeys(self._plan.targets)))
             task_status.started()
             await self._retry()
@@ -179,7 +182,7 @@ class Forwarder:
     def _carry_out(self, change: PlanChange) -> None:
         for key in change.listeners:
             if key in self._listeners and key not in self._plan.targets:
-                self._close(key)
+                self._close(self._listeners.pop(key))
         for key in change.listeners:
             if key in self._plan.targets and key not in self._listeners:
                 self._listeners[key] = HostListener(key)
@@ -196,11 +199,12 @@ class Forwarder:
             assert self._nursery is not None
             assert listener.sock is not None
             self._nursery.start_soon(self._serve, listener.key, listener.sock)
+            if isinstance(listener.key.host, SocketFile):
+                self._with_files.set()
         if listener.missed:
             self._failed.set()
 
-    def _close(self, key: ListenerKey) -> None:
-        listener = self._listeners.pop(key)
+    def _close(self, listener: HostListener) -> None:
         if listener.sock is not None:
             listener.close()
             if self._listening == self._most_listeners:
@@ -241,6 +245,21 @@ class Forwarder:
             self._nameless.set()
             await trio.sleep(RETRY)
             self._update_states(self._plan.users(self._open_missing()))
+
+    async def _watch_files(self) -> None:
+        """Open anew whatever lost its file. Who is connected stays so."""
+        while True:
+            await self._with_files.wait()
+            self._with_files = trio.Event()
+            await trio.sleep(FILE_CHECK)
+            sockets = [listener for key, listener in self._listeners.items() if isinstance(key.host, SocketFile)]
+            lost = [listener for listener in sockets if listener.lost]
+            for listener in lost:
+                self._close(listener)
+                self._open(listener)
+            self._update_states(self._plan.users([listener.key for listener in lost]))
+            if any(listener.sock is not None for listener in sockets):
+                self._with_files.set()
 
     async def _name_holders(self) -> None:
         """Find out who has what could not be had. On a busy host that takes longer than a port takes to become free."""

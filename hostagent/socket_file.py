@@ -1,8 +1,8 @@
 """Unix sockets on the host that lead to the guest.
 
 Only the user may connect: the file's mode is 0600, from the first moment on (`unix_bind_bsd` in net/unix/af_unix.c
-takes it from the unbound socket), and each folder that has to be made is 0700. The file of a dead process, which nothing
-removes, is replaced: it is a socket, and connect(2) says ECONNREFUSED (unix(7)). Anything else in the way stays.
+takes it from the unbound socket), and each folder that has to be made is 0700. The file of a dead process, which
+nothing removes, is replaced: it is a socket, and connect(2) says ECONNREFUSED (unix(7)). Anything else there stays.
 
 A living program is not connected to, however often it is asked for: the question is a datagram socket's connect(2),
 which a stream's server never hears of. The kernel says EPROTOTYPE (`unix_find_bsd` in net/unix/af_unix.c), also where a
@@ -49,15 +49,23 @@ class SocketFileListener(socket.socket):
         self._made = path, found.st_dev, found.st_ino
         self.listen(BACKLOG)
 
+    def has_its_file(self) -> bool:
+        """Whether the file is still at its path. The kernel gives its number to no other while this socket is open."""
+        if self._made is None:
+            return False
+        path, *identity = self._made
+        try:
+            found = path.lstat()
+        except OSError:  # it was removed, or its folder is out of reach: for the user's clients as for us
+            return False
+        return [found.st_dev, found.st_ino] == identity
+
     def close(self) -> None:
         """Close the socket, and remove its file."""
-        made, self._made = self._made, None
-        if made is not None:
-            path, device, inode = made
+        if self._made is not None and self.has_its_file():
             with contextlib.suppress(OSError):
-                found = path.lstat()
-                if (found.st_dev, found.st_ino) == (device, inode):
-                    path.unlink()
+                self._made[0].unlink()
+        self._made = None
         super().close()
 
 

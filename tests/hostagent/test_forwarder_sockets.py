@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from pathlib import Path
 
+import pytest
 import trio
+import trio.testing
 
+from hostagent import forwarder as forwarder_module
+from hostagent import host_listener
+from hostagent.forward_plan import ListenerKey
 from hostagent.forward_rules import ForwardRule
 from hostagent.forwards import Endpoint, ForwardKind, ForwardState, SocketFile
+from hostagent.stream_socket import listen
 from protocol.ports import Protocol
-from tests.fakes.connected_channel import BOUND, nothing_left_open
+from tests.fakes.connected_channel import BOUND, eventually, nothing_left_open
 from tests.hostagent.test_forwarder import GUEST, free_number, guest_program, host, port_of
 
 LISTENING = ForwardState.LISTENING
@@ -150,6 +157,70 @@ async def test_a_file_in_the_way_stays_and_is_said(tmp_path: Path) -> None:
         assert outside.read_text() == "precious"
         outside.unlink()
         await seen.state(LISTENING)
+
+
+async def test_a_file_that_was_removed_is_made_again_and_who_is_connected_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarder_module, "FILE_CHECK", 0.02)
+    inside, outside = tmp_path / "inside", tmp_path / "sock" / "outside"
+    with nothing_left_open(), server(inside) as program:
+        async with host(tmp_path, socket_rule(inside, outside)) as (seen, _guest):
+            await seen.state(LISTENING)
+            async with await trio.open_unix_socket(outside) as client:
+                with trio.fail_after(BOUND):
+                    await trio.lowlevel.wait_readable(program)
+                with program.accept()[0] as conversation:
+                    shutil.rmtree(outside.parent)
+                    await eventually(outside.exists)
+                    await exchange(await trio.open_unix_socket(outside), program)
+                    conversation.send(b"still here")
+                    with trio.fail_after(BOUND):
+                        assert await client.receive_some() == b"still here"
+            outside.unlink()
+            await eventually(outside.exists)  # it is watched as the first one was
+    assert not outside.exists()
+
+
+async def test_a_file_that_was_replaced_is_a_conflict_and_nobody_connects_to_its_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarder_module, "FILE_CHECK", 0.02)
+    monkeypatch.setattr(forwarder_module, "RETRY", 0.02)
+    tries = 0
+
+    def counted(key: ListenerKey) -> socket.socket:
+        nonlocal tries
+        tries += 1
+        return listen(key)
+
+    monkeypatch.setattr(host_listener, "listen", counted)
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    async with host(tmp_path, socket_rule(inside, outside)) as (seen, _guest):
+        await seen.state(LISTENING)
+        outside.unlink()
+        with server(outside) as other:
+            os.utime(outside, (0, 0))
+            await seen.state(ForwardState.CONFLICT)
+            await eventually(lambda: tries > 5)
+            with pytest.raises(BlockingIOError):
+                other.accept()
+        await seen.state(LISTENING)
+        with server(inside) as program:
+            await exchange(await trio.open_unix_socket(outside), program)
+
+
+async def test_nothing_is_looked_for_while_no_socket_has_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(forwarder_module, "FILE_CHECK", 0.0)
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    async with host(tmp_path, socket_rule(inside, outside)) as (seen, _guest):
+        await seen.state(LISTENING)
+        outside.unlink()
+        outside.write_text("in the way")
+        await seen.state(ForwardState.FAILED)
+        await trio.testing.wait_all_tasks_blocked()  # a task that looks again and again is never blocked
 
 
 async def test_it_heals_after_a_cut_and_after_the_guest_agent_died(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ def test_variables_are_filled_in_and_detours_left_out(text: str, path: str) -> N
     assert expand(check_host_path(text), VALUES, 103) == path
 
 
-@pytest.mark.parametrize(("home", "path"), [("/home/ada/", "/home/ada/s"), ("//home/./ada", "/home/ada/s"), ("/", "/s")])
+@pytest.mark.parametrize(("home", "path"), [("/home/ada/", "/home/ada/s"), ("//home/./a", "/home/a/s"), ("/", "/s")])
 def test_a_variable_brings_no_detour(home: str, path: str) -> None:
     assert expand(check_host_path("{{.Home}}/s"), {"Home": home}, 103) == path
 

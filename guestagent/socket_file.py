@@ -45,11 +45,18 @@ class SocketFile:
     device: int
     inode: int
 
+    def is_there(self) -> bool:
+        """Whether it is still at its path. The kernel gives its number to no other while its socket is open."""
+        try:
+            found = self.path.lstat()
+        except OSError:  # it was removed, or its folder is out of reach
+            return False
+        return (found.st_dev, found.st_ino) == (self.device, self.inode)
+
     def remove(self) -> None:
         """Remove the file, if it is still this one."""
-        with contextlib.suppress(OSError):
-            found = self.path.lstat()
-            if (found.st_dev, found.st_ino) == (self.device, self.inode):
+        if self.is_there():
+            with contextlib.suppress(OSError):
                 self.path.unlink()
 
 

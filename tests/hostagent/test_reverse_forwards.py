@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from guestagent import listeners
 from hostagent import reverse_forwards
 from hostagent.channel import Channel
 from hostagent.forward_rules import StandingForward
@@ -194,6 +195,26 @@ async def test_it_heals_after_a_cut_and_after_the_guest_agent_died(ends: Ends, t
             assert [state for _, state, _ in here.told].count(ForwardState.STALLED) >= 3
             assert "heals by itself" not in forward.reason
             assert len({message.listener for message in here.guest.asked}) == len(here.guest.asked)
+
+
+async def test_a_socket_whose_file_somebody_removes_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "FILE_CHECK", 0.02)
+    ends = Ends("unix to unix", tmp_path)
+    with ends.server:
+        async with setting(tmp_path, ends.wish) as here:
+            await here.state(ForwardState.LISTENING)
+            alive, server = await ends.client(), await ends.accept()
+            with alive, server:
+                Path(str(ends.address)).unlink()
+                forward = await here.state(ForwardState.FAILED)
+                assert forward.reason.startswith(f"in the guest {ends.address} was removed or replaced")
+                await here.state(ForwardState.LISTENING)
+                await exchange(ends)
+                await server.send(b"still here")
+                with trio.fail_after(BOUND):
+                    assert await alive.recv(100) == b"still here"
 
 
 async def test_while_the_guest_agent_is_away_it_is_stalled(tmp_path: Path) -> None:

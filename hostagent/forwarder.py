@@ -57,6 +57,8 @@ class Forwarder:
         self._owners: dict[Port, PortOwner] = {}
         self._forwards: dict[Source, Forward] = {}
         self._listeners: dict[ListenerKey, HostListener] = {}
+        self._unserved: set[Source] = set()
+        """Sockets of the guest on which nobody listened when they were last dialled."""
         self._idle_traffic = Traffic()
         self._ready = trio.Event()
         self._news = trio.Event()
@@ -142,6 +144,7 @@ class Forwarder:
         """The guest agent is away, or is not listened to because of `distrust`."""
         self._ready = trio.Event()
         self._distrust = distrust
+        self._unserved.clear()
         self._update_states(self._plan.decisions)
 
     def set_rules(self, rules: RuleSet) -> None:
@@ -233,9 +236,17 @@ class Forwarder:
         wait = source.wait if isinstance(source, StandingForward) else 0.0
         end = _guest_end(source)
         if isinstance(end, SocketFile):
-            return Route(StreamKind.UNIX, UnixTarget(end.path), traffic, wait)
+            return Route(
+                StreamKind.UNIX, UnixTarget(end.path), traffic, wait, lambda served: self._note(source, served)
+            )
         kind = StreamKind.UDP if key.protocol is Protocol.UDP else StreamKind.TCP
         return Route(kind, SocketTarget(end.address, end.port), traffic, wait)
+
+    def _note(self, source: Source, served: bool) -> None:
+        """Whether a dialled socket was served. Of ports the guest says it unasked. The rule may have gone meanwhile."""
+        if served is (source in self._unserved) and source in self._plan.decisions:
+            (self._unserved.discard if served else self._unserved.add)(source)
+            self._update_states([source])
 
     async def _retry(self) -> None:
         """Try again what could not be had, for as long as it is wanted."""
@@ -302,6 +313,7 @@ class Forwarder:
             if decision is not None:
                 self._update_state(source, decision)
             elif (gone := self._forwards.pop(source, None)) is not None:
+                self._unserved.discard(source)
                 self._changed(gone, False)
 
     def _update_state(self, source: Source, decision: Decision) -> None:
@@ -346,10 +358,16 @@ class Forwarder:
             return ForwardState.FAILED, self._distrust
         if not self._ready.is_set():
             return ForwardState.STALLED, "the guest agent is away: this heals by itself when it is back"
-        if isinstance(source, StandingForward) and isinstance(source.guest, Endpoint):
+        if isinstance(source, StandingForward) and (missing := self._missing(source)):
             how = f"wait up to {source.wait:g} s for it" if source.wait else "are refused"
-            return ForwardState.LISTENING, f"no program in the guest has the port yet: connections {how}"
+            return ForwardState.LISTENING, f"{missing}: connections {how}"
         return ForwardState.LISTENING, ""
+
+    def _missing(self, source: StandingForward) -> str:
+        """What is known to be missing in the guest."""
+        if isinstance(source.guest, Endpoint):
+            return "no program in the guest has the port yet"
+        return f"no program in the guest served {source.guest} when last tried" if source in self._unserved else ""
 
 
 def _guest_end(source: Source) -> GuestEnd:

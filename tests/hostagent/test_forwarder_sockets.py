@@ -14,7 +14,7 @@ import trio.testing
 from hostagent import forwarder as forwarder_module
 from hostagent import host_listener
 from hostagent.forward_plan import ListenerKey
-from hostagent.forward_rules import ForwardRule
+from hostagent.forward_rules import ForwardRule, RuleSet
 from hostagent.forwards import Endpoint, ForwardKind, ForwardState, SocketFile
 from hostagent.stream_socket import listen
 from protocol.ports import Protocol
@@ -84,9 +84,12 @@ async def test_a_socket_of_the_guest_at_a_path_of_the_host(tmp_path: Path) -> No
                 ForwardKind.STATIC, SocketFile(str(inside)), (SocketFile(str(outside)),),
             )  # fmt: skip
             assert outside.stat().st_mode & 0o777 == 0o600
+            assert forward.reason == ""
             assert await refused(await trio.open_unix_socket(outside))
+            assert forward.reason == f"no program in the guest served {inside} when last tried: connections are refused"
             with server(inside) as program:
                 await exchange(await trio.open_unix_socket(outside), program)
+                assert (forward.state, forward.reason) == (LISTENING, "")
                 await guest.streams_over()
                 traffic = forward.traffic
                 assert (traffic.connections_total, traffic.connections_refused) == (2, 1)
@@ -124,8 +127,40 @@ async def test_a_client_may_wait_for_the_program(tmp_path: Path) -> None:
         await seen.state(LISTENING)
         client = await trio.open_unix_socket(outside)
         await guest.opens(1)
+        (forward,) = await seen.sees(lambda forwards: bool(forwards[0].reason))
+        assert forward.reason.endswith("when last tried: connections wait up to 60 s for it")
         with server(inside) as program:
             await exchange(client, program)
+            assert forward.reason == ""
+
+
+async def test_what_a_client_missed_is_forgotten_with_the_guest_agent(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    async with host(tmp_path, socket_rule(inside, outside)) as (seen, guest):
+        (forward,) = await seen.state(LISTENING)
+        assert await refused(await trio.open_unix_socket(outside))
+        assert "when last tried" in forward.reason
+        guest.restart()
+        await guest.generation(2)
+        await seen.sees(lambda forwards: (forwards[0].state, forwards[0].reason) == (LISTENING, ""))
+
+
+async def test_what_a_client_missed_is_nobodys_once_the_rule_has_gone(tmp_path: Path) -> None:
+    inside, outside = tmp_path / "inside", tmp_path / "outside"
+    rule = socket_rule(inside, outside, wait=60.0)
+    async with host(tmp_path, rule) as (seen, guest):
+        await seen.state(LISTENING)
+        guest.answers = False
+        async with await trio.open_unix_socket(outside) as client:
+            await guest.opens(1)
+            seen.forwarder.set_rules(RuleSet())
+            guest.answer()
+            with trio.fail_after(BOUND):
+                assert await client.receive_some() == b""
+            assert seen.forwarder.forwards == []
+            seen.forwarder.set_rules(RuleSet((rule,)))
+            (forward,) = await seen.state(LISTENING)
+            assert forward.reason == ""
 
 
 async def test_the_file_of_a_dead_host_agent_is_replaced(tmp_path: Path) -> None:

@@ -117,7 +117,9 @@ class GuestAgent:
         self._udp = DatagramRelays(connection, table, self._readiness)
         self._commands = Executions(connection, table, nursery, flush, groups)
         self._watch = watch(self)
-        self._listeners = listeners = Listeners(connection, table, self._readiness, nursery, self._watch.own_inodes)
+        self._listeners = listeners = Listeners(
+            connection, table, self._readiness, nursery, self._watch.own_inodes, flush
+        )
         self._watching = False
         self._generations = 0
         self._actions: dict[type[Event], Callable[[Any], None]] = {

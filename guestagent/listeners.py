@@ -4,6 +4,10 @@ A listener is the host's wish and lives in one generation: it ends when the host
 and the host asks again in the next. What comes in opens a stream that names the listener's number. What it leads to is
 known to the host alone.
 
+A socket whose file was removed (by `rm`, or by systemd-tmpfiles, which empties /tmp after the agent has started) is
+found by nobody: it ends with LISTEN_FAILED, and the host asks again. The files are looked for every `FILE_CHECK`
+seconds while there are any. inotify would cost nothing meanwhile, and not notice a file system mounted on top.
+
 A client's bytes are read only after OPENED, so that a refusal can be a reset, as it would be without us. An accepted
 connection outlives its listener; the flows of a udp port share its socket and do not. When a flow is over is the host's
 decision, and how many there may be as well.
@@ -20,6 +24,7 @@ import select
 import socket
 import struct
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol as Seam
 
@@ -40,6 +45,9 @@ from protocol.streams import Stream
 BACKLOG = 1_024
 DESCRIPTOR_PAUSE = 0.1
 """Seconds without accepting when the agent has no descriptor left: the queue would be ready all the time."""
+
+FILE_CHECK = 5.0
+"""Seconds between two looks whether the files of unix sockets are there: each costs milliseconds under emulation."""
 
 _BATCH = 32
 """Connections or datagrams taken before the channel gets its turn."""
@@ -142,6 +150,13 @@ class StreamListener:
         await trio.sleep(DESCRIPTOR_PAUSE)
         if self._socket.fileno() >= 0:
             self._around.readiness.modify(self._socket.fileno(), select.EPOLLIN)
+
+    @property
+    def lost(self) -> str:
+        """Why no client finds it any more; empty when there is no reason."""
+        if self._file is None or self._file.is_there():
+            return ""
+        return f"{self._file.path} was removed or replaced"
 
     def close(self) -> None:
         """Accept nothing more; what was accepted goes on."""
@@ -247,11 +262,17 @@ class Listeners:
         readiness: Readiness,
         nursery: trio.Nursery,
         own_inodes: set[int],
+        flush: Callable[[], None],
     ) -> None:
         self.counters: Counter[str] = Counter()
         self._around = _Surroundings(connection, table, readiness, nursery, self.counters)
         self._own_inodes = own_inodes
+        self._flush = flush
         self._listeners: dict[int, Listener] = {}
+        self._with_files: dict[int, StreamListener] = {}
+        """Those of them that are unix sockets."""
+        self._watched = False
+        """Whether a task looks for the files."""
 
     def listen(self, message: Listen) -> None:
         """Act on LISTEN, and answer it."""
@@ -265,13 +286,13 @@ class Listeners:
 
     def unlisten(self, message: Unlisten) -> None:
         """Act on UNLISTEN."""
-        if listener := self._listeners.pop(message.listener, None):
-            self._close(listener)
+        if message.listener in self._listeners:
+            self._close(message.listener)
 
     def end_generation(self) -> None:
         """The host is away, and its wishes with it."""
-        while self._listeners:
-            self._close(self._listeners.popitem()[1])
+        for number in list(self._listeners):
+            self._close(number)
 
     def opened(self, message: Opened) -> None:
         """The host reached what the connection leads to: bytes may flow. A flow does not wait for that."""
@@ -303,6 +324,11 @@ class Listeners:
             raise
         self._listeners[message.listener] = listener
         self._own_inodes.add(listener.inode)
+        if isinstance(listener, StreamListener) and isinstance(message.address, UnixAddress):
+            self._with_files[message.listener] = listener
+            if not self._watched:
+                self._watched = True
+                self._around.nursery.start_soon(self._watch_files)
 
     def _listen(self, sock: socket.socket, message: Listen) -> Listener:
         address = message.address
@@ -320,9 +346,22 @@ class Listeners:
         sock.listen(BACKLOG)
         return StreamListener(sock, None, message, self._around)
 
-    def _close(self, listener: Listener) -> None:
+    def _close(self, number: int) -> None:
+        listener = self._listeners.pop(number)
+        self._with_files.pop(number, None)
         self._own_inodes.discard(listener.inode)
         listener.close()
+
+    async def _watch_files(self) -> None:
+        """End what lost its file, for as long as there are files."""
+        while self._with_files:
+            await trio.sleep(FILE_CHECK)
+            for number, listener in list(self._with_files.items()):
+                if reason := listener.lost:
+                    self._close(number)
+                    self._around.connection.send(ListenFailed(number, error_name(errno.ENOENT), reason))
+                    self._flush()
+        self._watched = False
 
 
 def _family_and_type(message: Listen) -> tuple[socket.AddressFamily, socket.SocketKind]:

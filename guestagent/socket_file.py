@@ -1,8 +1,12 @@
 """Unix sockets in the guest's file system, made for the host.
 
 The file of a dead process is in the way of the next one: nothing removes it. It is replaced if it is a socket and
-connect(2) says ECONNREFUSED, which is what says that nobody listens (unix(7)). A new program's socket says the same
-between bind(2) and listen(2), so a fresh file is left for the next try. Whatever else is there stays.
+connect(2) says ECONNREFUSED, which is what says that nobody listens (unix(7)). Whatever else is there stays.
+
+A living program is not connected to, however often it is asked for: the question is a datagram socket's connect(2),
+which a stream's server never hears of. The kernel says EPROTOTYPE (`unix_find_bsd` in net/unix/af_unix.c), also where a
+program has bound its socket and does not listen yet. A file exists for a moment before its socket does: a fresh one is
+left for the next try.
 
 Nobody can connect before mode and owner are right: the mode is that of the unbound socket (`unix_bind_bsd` in
 net/unix/af_unix.c takes it from there), so only root can until the owner has it, and the owner is set on the file that
@@ -26,7 +30,7 @@ from guestagent.account import find_account
 from protocol.listener_messages import UnixAddress
 
 FRESH = 1.0
-"""Seconds for which a file may belong to a program that is about to listen."""
+"""Seconds for which a file may belong to a program that is only making it."""
 
 
 class SocketFileError(OSError):
@@ -41,11 +45,18 @@ class SocketFile:
     device: int
     inode: int
 
+    def is_there(self) -> bool:
+        """Whether it is still at its path. The kernel gives its number to no other while its socket is open."""
+        try:
+            found = self.path.lstat()
+        except OSError:  # it was removed, or its folder is out of reach
+            return False
+        return (found.st_dev, found.st_ino) == (self.device, self.inode)
+
     def remove(self) -> None:
         """Remove the file, if it is still this one."""
-        with contextlib.suppress(OSError):
-            found = self.path.lstat()
-            if (found.st_dev, found.st_ino) == (self.device, self.inode):
+        if self.is_there():
+            with contextlib.suppress(OSError):
                 self.path.unlink()
 
 
@@ -91,7 +102,7 @@ def _remove_stale(path: Path) -> None:
     found = path.lstat()
     if not stat.S_ISSOCK(found.st_mode):
         raise SocketFileError(errno.EADDRINUSE, f"{path} is there, and no socket")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as probe:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as probe:
         error = probe.connect_ex(str(path))
     if error != errno.ECONNREFUSED or 0 <= time.time() - found.st_mtime < FRESH:
         raise SocketFileError(errno.EADDRINUSE, f"{path} is in use by another program")

@@ -3,7 +3,8 @@
 The guest's ports and the rules give a plan (`hostagent.forward_plan`); what a change touched in it is carried out:
 listeners that nobody wants are closed, missing ones are opened, and what leads elsewhere now stays open. A listener
 that cannot be had is tried again every `RETRY` seconds until it can. There is no event for that without root: the
-kernel tells only CAP_NET_ADMIN about the end of other processes' sockets.
+kernel tells only CAP_NET_ADMIN about the end of other processes' sockets. A unix socket whose file was removed is
+opened anew: the files are looked for every `FILE_CHECK` seconds, as long as there are any.
 
 A change is carried out at once, unless the one before was a moment ago: then it waits, together with all that follow,
 for as long as that one took. So a guest that changes ports without end gets half of a CPU, and the API and the streams
@@ -29,7 +30,7 @@ from hostagent.channel import Channel
 from hostagent.forward_plan import Decision, ForwardPlan, ListenerKey, PlanChange, Source
 from hostagent.forward_rules import RuleSet, StandingForward
 from hostagent.forwards import Endpoint, Forward, ForwardKind, ForwardState, GuestEnd, SocketFile, Traffic
-from hostagent.host_listener import RETRY, HostListener
+from hostagent.host_listener import FILE_CHECK, RETRY, HostListener
 from hostagent.port_holder import port_holders
 from hostagent.route import Route
 from hostagent.tcp_listener import TcpService, accept_connections
@@ -56,11 +57,14 @@ class Forwarder:
         self._owners: dict[Port, PortOwner] = {}
         self._forwards: dict[Source, Forward] = {}
         self._listeners: dict[ListenerKey, HostListener] = {}
+        self._unserved: set[Source] = set()
+        """Sockets of the guest on which nobody listened when they were last dialled."""
         self._idle_traffic = Traffic()
         self._ready = trio.Event()
         self._news = trio.Event()
         self._failed = trio.Event()
         self._nameless = trio.Event()
+        self._with_files = trio.Event()
         self._distrust = ""
         self._stale = trio.Event()
         self._rested = 0.0
@@ -75,6 +79,7 @@ class Forwarder:
             self._connections, self._nursery = connections, nursery
             nursery.start_soon(self._apply_late)
             nursery.start_soon(self._name_holders)
+            nursery.start_soon(self._watch_files)
             self._carry_out(PlanChange(dict.fromkeys(self._plan.decisions), dict.fromkeys(self._plan.targets)))
             task_status.started()
             await self._retry()
@@ -139,6 +144,7 @@ class Forwarder:
         """The guest agent is away, or is not listened to because of `distrust`."""
         self._ready = trio.Event()
         self._distrust = distrust
+        self._unserved.clear()
         self._update_states(self._plan.decisions)
 
     def set_rules(self, rules: RuleSet) -> None:
@@ -179,7 +185,7 @@ class Forwarder:
     def _carry_out(self, change: PlanChange) -> None:
         for key in change.listeners:
             if key in self._listeners and key not in self._plan.targets:
-                self._close(key)
+                self._close(self._listeners.pop(key))
         for key in change.listeners:
             if key in self._plan.targets and key not in self._listeners:
                 self._listeners[key] = HostListener(key)
@@ -196,11 +202,12 @@ class Forwarder:
             assert self._nursery is not None
             assert listener.sock is not None
             self._nursery.start_soon(self._serve, listener.key, listener.sock)
+            if isinstance(listener.key.host, SocketFile):
+                self._with_files.set()
         if listener.missed:
             self._failed.set()
 
-    def _close(self, key: ListenerKey) -> None:
-        listener = self._listeners.pop(key)
+    def _close(self, listener: HostListener) -> None:
         if listener.sock is not None:
             listener.close()
             if self._listening == self._most_listeners:
@@ -229,9 +236,17 @@ class Forwarder:
         wait = source.wait if isinstance(source, StandingForward) else 0.0
         end = _guest_end(source)
         if isinstance(end, SocketFile):
-            return Route(StreamKind.UNIX, UnixTarget(end.path), traffic, wait)
+            return Route(
+                StreamKind.UNIX, UnixTarget(end.path), traffic, wait, lambda served: self._note(source, served)
+            )
         kind = StreamKind.UDP if key.protocol is Protocol.UDP else StreamKind.TCP
         return Route(kind, SocketTarget(end.address, end.port), traffic, wait)
+
+    def _note(self, source: Source, served: bool) -> None:
+        """Whether a dialled socket was served. Of ports the guest says it unasked. The rule may have gone meanwhile."""
+        if served is (source in self._unserved) and source in self._plan.decisions:
+            (self._unserved.discard if served else self._unserved.add)(source)
+            self._update_states([source])
 
     async def _retry(self) -> None:
         """Try again what could not be had, for as long as it is wanted."""
@@ -241,6 +256,21 @@ class Forwarder:
             self._nameless.set()
             await trio.sleep(RETRY)
             self._update_states(self._plan.users(self._open_missing()))
+
+    async def _watch_files(self) -> None:
+        """Open anew whatever lost its file. Who is connected stays so."""
+        while True:
+            await self._with_files.wait()
+            self._with_files = trio.Event()
+            await trio.sleep(FILE_CHECK)
+            sockets = [listener for key, listener in self._listeners.items() if isinstance(key.host, SocketFile)]
+            lost = [listener for listener in sockets if listener.lost]
+            for listener in lost:
+                self._close(listener)
+                self._open(listener)
+            self._update_states(self._plan.users([listener.key for listener in lost]))
+            if any(listener.sock is not None for listener in sockets):
+                self._with_files.set()
 
     async def _name_holders(self) -> None:
         """Find out who has what could not be had. On a busy host that takes longer than a port takes to become free."""
@@ -283,6 +313,7 @@ class Forwarder:
             if decision is not None:
                 self._update_state(source, decision)
             elif (gone := self._forwards.pop(source, None)) is not None:
+                self._unserved.discard(source)
                 self._changed(gone, False)
 
     def _update_state(self, source: Source, decision: Decision) -> None:
@@ -327,10 +358,16 @@ class Forwarder:
             return ForwardState.FAILED, self._distrust
         if not self._ready.is_set():
             return ForwardState.STALLED, "the guest agent is away: this heals by itself when it is back"
-        if isinstance(source, StandingForward) and isinstance(source.guest, Endpoint):
+        if isinstance(source, StandingForward) and (missing := self._missing(source)):
             how = f"wait up to {source.wait:g} s for it" if source.wait else "are refused"
-            return ForwardState.LISTENING, f"no program in the guest has the port yet: connections {how}"
+            return ForwardState.LISTENING, f"{missing}: connections {how}"
         return ForwardState.LISTENING, ""
+
+    def _missing(self, source: StandingForward) -> str:
+        """What is known to be missing in the guest."""
+        if isinstance(source.guest, Endpoint):
+            return "no program in the guest has the port yet"
+        return f"no program in the guest served {source.guest} when last tried" if source in self._unserved else ""
 
 
 def _guest_end(source: Source) -> GuestEnd:

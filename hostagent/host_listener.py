@@ -10,10 +10,14 @@ import trio
 from hostagent.forward_plan import ListenerKey
 from hostagent.forwards import Endpoint, ForwardState
 from hostagent.port_holder import PortHolder
+from hostagent.socket_file import SocketFileListener
 from hostagent.stream_socket import listen
 
 RETRY = 0.5
 """Seconds between two tries to have what could not be had."""
+
+FILE_CHECK = 1.0
+"""Seconds between two looks whether the files of sockets are still there."""
 
 _NO_IPV6 = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
 _TWINS = {"::1", "::"}
@@ -45,6 +49,12 @@ class HostListener:
         if self.sock is not None:
             trio.lowlevel.notify_closing(self.sock)
             self.sock.close()
+            self.sock = None
+
+    @property
+    def lost(self) -> bool:
+        """Whether it listens where no client finds it: somebody removed or replaced its file."""
+        return isinstance(self.sock, SocketFileListener) and not self.sock.has_its_file()
 
     @property
     def missed(self) -> bool:

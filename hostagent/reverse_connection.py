@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import socket
+from collections.abc import Callable
 
 from hostagent.channel import Channel
 from hostagent.forwards import HostEnd, Traffic
@@ -15,14 +16,20 @@ from hostagent.relayed_connection import RelayedConnection
 from hostagent.stream_socket import reset_unless_finished
 from protocol.streams import Stream
 
+_NOT_THERE = {errno.ECONNREFUSED, errno.ENOENT}
+"""Why what nobody serves refuses: a port, a socket's file."""
+
 
 class ReverseConnection(RelayedConnection):
-    """Dialling, then relaying, then over."""
+    """Dialling, then relaying, then over. `answered` hears whether somebody served `end`; nothing of other errors."""
 
-    def __init__(self, channel: Channel, stream: Stream, end: HostEnd, traffic: Traffic) -> None:
+    def __init__(
+        self, channel: Channel, stream: Stream, end: HostEnd, traffic: Traffic, answered: Callable[[bool], None]
+    ) -> None:
         super().__init__(channel, traffic)
         self._stream = stream
         self._end = end
+        self._answered = answered
         traffic.connections += 1
         traffic.connections_total += 1
 
@@ -48,6 +55,7 @@ class ReverseConnection(RelayedConnection):
     async def _relay_with(self, sock: socket.socket) -> None:
         reset_unless_finished(sock)
         try:
+            self._answered(True)
             self._channel.connection.accept_stream(self._stream)
             relay = self._begin(sock, self._stream)
             self._channel.flush()
@@ -58,6 +66,8 @@ class ReverseConnection(RelayedConnection):
 
     def _refuse(self, exc: OSError) -> None:
         self._traffic.connections_refused += 1
+        if exc.errno in _NOT_THERE:
+            self._answered(False)
         error = errno.errorcode.get(exc.errno or errno.EIO, "EIO")
         self._channel.connection.refuse_stream(self._stream, error, exc.strerror or type(exc).__name__)
 

@@ -83,6 +83,8 @@ class _Reverse:
     forward: Forward
     listeners: list[_Listener]
     flows: ReverseFlows | None = None
+    unserved: bool = False
+    """Whether nobody on the host served the last client."""
 
 
 Key = tuple[Protocol, GuestEnd]
@@ -292,7 +294,13 @@ class ReverseForwards:
     def _begin(self, reverse: _Reverse, stream: Stream) -> ReverseConnection | ReverseFlow:
         if reverse.flows is not None:
             return reverse.flows.begin(stream)
-        return ReverseConnection(self._channel, stream, reverse.wish.host, reverse.forward.traffic)
+        return ReverseConnection(
+            self._channel,
+            stream,
+            reverse.wish.host,
+            reverse.forward.traffic,
+            lambda served: self._note(reverse, served),
+        )
 
     async def _serve(self, handler: ReverseConnection | ReverseFlow) -> None:
         try:
@@ -301,6 +309,12 @@ class ReverseForwards:
             self._alive -= 1
 
     # ------------------------------------------------------------------ the table
+
+    def _note(self, reverse: _Reverse, served: bool) -> None:
+        """What a client found. Its forward may have gone meanwhile."""
+        reverse.unserved = not served
+        if self._by_key.get((reverse.wish.protocol, reverse.wish.guest)) is reverse:
+            self._update(reverse)
 
     def _update(self, reverse: _Reverse) -> None:
         forward = reverse.forward
@@ -319,7 +333,7 @@ class ReverseForwards:
         troubles = [listener for listener in shown if listener.error]
         if not troubles:
             if all(listener.listening for listener in shown):
-                return ForwardState.LISTENING, ""
+                return ForwardState.LISTENING, _missing(reverse)
             return ForwardState.STALLED, _ASKED
         state, reason = _trouble(troubles[0])
         if any(listener.listening for listener in shown):
@@ -345,6 +359,15 @@ def _is_version_6(place: GuestEnd) -> bool:
 
 def _kind(wish: StandingForward) -> StreamKind:
     return StreamKind.UNIX if isinstance(wish.guest, SocketFile) else StreamKind(wish.protocol.value)
+
+
+def _missing(reverse: _Reverse) -> str:
+    """What is known to be missing on the host."""
+    return (
+        f"nobody on the host served {reverse.wish.host} when last tried: connections are refused"
+        if reverse.unserved
+        else ""
+    )
 
 
 def _trouble(listener: _Listener) -> tuple[ForwardState, str]:

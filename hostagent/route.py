@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hostagent.forwards import Traffic
@@ -17,3 +18,5 @@ class Route:
     traffic: Traffic
     wait: float = 0.0
     """Seconds that a connection waits for the guest's program, when it is refused."""
+    answered: Callable[[bool], None] = lambda _served: None
+    """Hears of each dial whether somebody served the target: False when nobody did, nothing of other errors."""

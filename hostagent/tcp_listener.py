@@ -66,6 +66,8 @@ class TcpConnection(RelayedConnection):
         self._stream: Stream | None = None
         self._answered = trio.Event()
         self._refusal = ""
+        self._route: Route | None = None
+        """Of the last dial."""
         self._arrived = trio.current_time()
 
     def begin(self) -> None:
@@ -83,11 +85,14 @@ class TcpConnection(RelayedConnection):
     def _dial(self, route: Route) -> None:
         self._answered = trio.Event()
         self._refusal = ""
+        self._route = route
         self._stream = self._channel.open(route.kind, route.target, self)
         self._channel.flush()
 
     def opened(self) -> None:
         assert self._stream is not None
+        assert self._route is not None
+        self._route.answered(True)
         self._begin(self._client, self._stream)
         self._answered.set()
 
@@ -139,6 +144,9 @@ class TcpConnection(RelayedConnection):
 
     def refused(self, error: str, reason: str) -> None:
         self._refusal = error or "?"
+        if self._refusal in _NOT_THERE:
+            assert self._route is not None
+            self._route.answered(False)
         self._answered.set()
 
     def receive_reset(self, reason: str) -> None:

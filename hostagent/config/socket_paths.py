@@ -2,6 +2,9 @@
 
 Variables have Lima's spelling, `{{.Home}}`, and no other part of Go's templates exists: what is not one of them is a
 mistake. Values are paths and names, never text that is looked at again.
+
+A place has one path: `.` and doubled slashes go, so that two rules for one place are known as such. `..` stays where it
+is allowed, in the guest: what it leads to depends on symbolic links that are not here.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ _BRACES: Final = re.compile(r"\{\{|\}\}")
 
 
 def check_path(text: str, known: Collection[str], limit: int) -> str:
-    """Return `text` if it can be a socket's path; raises `ValueError`.
+    """Return `text`, in the form that all paths of this place have, if it can be a socket's; raises `ValueError`.
 
     With variables in it, its length is known only when they are: `expand` looks again.
     """
@@ -44,9 +47,16 @@ def check_path(text: str, known: Collection[str], limit: int) -> str:
         raise ValueError("holds {{ or }} without a variable: they look like {{.Home}}")
     if not text.startswith(("/", "{{")):
         raise ValueError("must be an absolute path")
+    text = _without_detours(text)
     if len(os.fsencode(_VARIABLE.sub("", text))) > limit:
         raise ValueError(f"is too long for a socket, whose path may have {limit} bytes")
     return text
+
+
+def _without_detours(path: str) -> str:
+    """`path`, which is absolute or begins with a variable, without parts that lead nowhere."""
+    first, *others = path.split("/")
+    return "/".join((first, *(part for part in others if part not in ("", ".")))) or "/"
 
 
 def check_host_path(text: str) -> str:
@@ -68,6 +78,8 @@ def expand(text: str, values: Mapping[str, str], limit: int) -> str:
         if name not in values:
             raise ValueError(f"the variable {{{{.{name}}}}} has no value here")
     path = _VARIABLE.sub(lambda match: values[match[1]], text)
+    if path.startswith("/"):
+        path = _without_detours(path)
     if (length := len(os.fsencode(path))) > limit:
         raise ValueError(f"{quoted(path)} has {length} bytes, and a socket's path may have {limit}")
     if not path.startswith("/"):

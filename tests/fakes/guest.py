@@ -237,7 +237,7 @@ class _Life:
                 nursery = self._nursery
                 self._tcp = TcpRelays(self.connection, self.table, self._readiness, nursery, self._settled)
                 self._commands = Executions(self.connection, self.table, nursery, self._settled, CommandGroups())
-                self._listeners = Listeners(self.connection, self.table, self._readiness, nursery, set())
+                self._listeners = Listeners(self.connection, self.table, self._readiness, nursery, set(), self._settled)
                 self.connection.connected(trio.current_time())
                 self.link.flush()
                 for task in (self._read, self.link.write, self.link.keep_time, self._readiness.run):

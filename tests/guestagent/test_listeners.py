@@ -7,6 +7,7 @@ import errno
 import os
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,45 @@ async def test_a_file_in_the_way(host: HostEnd, tmp_path: Path) -> None:
     failed = await failure(host, 1)
     assert (failed.error, "no socket" in failed.reason) == ("EADDRINUSE", True)
     assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("replaced", [False, True], ids=["removed", "replaced"])
+async def test_a_socket_whose_file_is_gone_ends_and_can_be_asked_for_again(
+    host: HostEnd, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, replaced: bool
+) -> None:
+    monkeypatch.setattr(listeners, "FILE_CHECK", 0.02)
+    place = Place("unix", tmp_path)
+    for number in (1, 2):  # the second one is watched as the first one was
+        host.say(replace(place.message, listener=number))
+        await listening(host, number)
+        client, stream = await connected(host, place, 2 * number)
+        place.path.unlink()
+        if replaced:
+            place.path.write_text("somebody else's")
+        with client:
+            failed = await failure(host, number)
+            assert (failed.error, failed.reason) == ("ENOENT", f"{place.path} was removed or replaced")
+            stream.send(b"still here")
+            with trio.fail_after(BOUND):
+                assert await client.recv(100) == b"still here"
+        if replaced:
+            assert place.path.read_text() == "somebody else's"
+            place.path.unlink()
+
+
+async def test_files_are_looked_for_only_while_there_are_any(
+    both: tuple[GuestAgent, HostEnd], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    agent, host = both
+    monkeypatch.setattr(listeners, "FILE_CHECK", 0.0)
+    host.say(Place("tcp", tmp_path).message)
+    await listening(host, 1)
+    assert not agent._listeners._watched
+    host.say(replace(Place("unix", tmp_path).message, listener=2))
+    await listening(host, 2)
+    assert agent._listeners._watched
+    host.say(Unlisten(2))
+    await eventually(lambda: not agent._listeners._watched)
 
 
 async def test_a_number_twice_and_too_many(host: HostEnd, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

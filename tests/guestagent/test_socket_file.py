@@ -67,26 +67,44 @@ def test_a_socket_on_which_somebody_listens_stays(sock: socket.socket, tmp_path:
     with socket.socket(socket.AF_UNIX) as living, socket.socket(socket.AF_UNIX) as client:
         living.bind(str(path))
         living.listen()
+        living.setblocking(False)
+        os.utime(path, (0, 0))
         with pytest.raises(SocketFileError, match="in use by another program") as caught:
             bind_socket_file(sock, UnixAddress(str(path), 0o600, USER))
         assert caught.value.errno == errno.EADDRINUSE
+        with pytest.raises(BlockingIOError):  # it was not connected to
+            living.accept()
         client.connect(str(path))
 
 
-def test_a_socket_of_a_program_that_is_about_to_listen_stays(sock: socket.socket, tmp_path: Path) -> None:
+@pytest.mark.parametrize("age", ["fresh", "old"])
+def test_a_socket_of_a_program_that_is_about_to_listen_stays(sock: socket.socket, tmp_path: Path, age: str) -> None:
     path = tmp_path / "s"
     with socket.socket(socket.AF_UNIX) as starting, socket.socket(socket.AF_UNIX) as client:
         starting.bind(str(path))
+        if age == "old":
+            os.utime(path, (0, 0))
         with pytest.raises(SocketFileError, match="in use"):
             bind_socket_file(sock, UnixAddress(str(path), 0o600, USER))
         starting.listen()
         client.connect(str(path))
 
 
-def test_a_datagram_socket_stays(sock: socket.socket, tmp_path: Path) -> None:
+def test_a_fresh_file_without_a_socket_stays(sock: socket.socket, tmp_path: Path) -> None:
     path = tmp_path / "s"
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as living:
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(str(path))
+    with pytest.raises(SocketFileError, match="in use"):
+        bind_socket_file(sock, UnixAddress(str(path), 0o600, USER))
+    assert path.is_socket()
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+def test_a_socket_of_another_kind_stays(sock: socket.socket, tmp_path: Path, kind: socket.SocketKind) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX, kind) as living:
         living.bind(str(path))
+        os.utime(path, (0, 0))
         with pytest.raises(SocketFileError, match="in use"):
             bind_socket_file(sock, UnixAddress(str(path), 0o600, USER))
         assert path.is_socket()

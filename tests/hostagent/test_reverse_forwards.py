@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from guestagent import listeners
 from hostagent import reverse_forwards
 from hostagent.channel import Channel
 from hostagent.forward_rules import StandingForward
@@ -98,6 +99,20 @@ class Ends:
             self.family, self.address = socket.AF_INET, (guest.address, guest.port)
         self.wish = StandingForward(Protocol.TCP, guest, host, "a rule", reverse=True)
 
+    def serve_again(self) -> socket.socket:
+        """The server, after it was closed."""
+        place = self.wish.host
+        self.server = socket.socket(socket.AF_UNIX if isinstance(place, SocketFile) else socket.AF_INET)
+        self.server.setblocking(False)
+        if isinstance(place, SocketFile):
+            Path(place.path).unlink()
+            self.server.bind(place.path)
+        else:
+            self.server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self.server.bind((place.address, place.port))
+        self.server.listen()
+        return self.server
+
     async def client(self) -> trio.socket.SocketType:
         sock = trio.socket.socket(self.family)
         try:
@@ -159,6 +174,26 @@ async def test_a_service_that_is_not_there_refuses(ends: Ends, tmp_path: Path) -
             with trio.fail_after(BOUND), contextlib.suppress(ConnectionResetError):
                 assert await client.recv(1) == b""
         await eventually(lambda: (forward.traffic.connections, forward.traffic.connections_refused) == (0, 1))
+        assert forward.reason == f"nobody on the host served {ends.wish.host} when last tried: connections are refused"
+        assert here.told[-1] == (str(ends.wish.guest), ForwardState.LISTENING, True)
+        with ends.serve_again():
+            await exchange(ends)
+            assert (forward.state, forward.reason) == (ForwardState.LISTENING, "")
+
+
+async def test_what_a_client_missed_brings_no_forward_back(tmp_path: Path) -> None:
+    ends = Ends("tcp to unix", tmp_path)
+    ends.server.listen(0)
+    with ends.server, socket.socket(socket.AF_UNIX) as first:
+        first.connect(ends.server.getsockname())  # the queue is full: the next dial is tried again and again
+        async with setting(tmp_path, ends.wish) as here:
+            forward = await here.state(ForwardState.LISTENING)
+            with await ends.client():
+                await eventually(lambda: forward.traffic.connections == 1)
+                here.reverse.change([])
+                ends.server.close()
+                await eventually(lambda: forward.traffic.connections_refused == 1)
+            assert here.told[-1][2] is False
 
 
 async def test_a_client_that_goes_away_while_the_host_is_dialled(tmp_path: Path) -> None:
@@ -194,6 +229,26 @@ async def test_it_heals_after_a_cut_and_after_the_guest_agent_died(ends: Ends, t
             assert [state for _, state, _ in here.told].count(ForwardState.STALLED) >= 3
             assert "heals by itself" not in forward.reason
             assert len({message.listener for message in here.guest.asked}) == len(here.guest.asked)
+
+
+async def test_a_socket_whose_file_somebody_removes_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "FILE_CHECK", 0.02)
+    ends = Ends("unix to unix", tmp_path)
+    with ends.server:
+        async with setting(tmp_path, ends.wish) as here:
+            await here.state(ForwardState.LISTENING)
+            alive, server = await ends.client(), await ends.accept()
+            with alive, server:
+                Path(str(ends.address)).unlink()
+                forward = await here.state(ForwardState.FAILED)
+                assert forward.reason.startswith(f"in the guest {ends.address} was removed or replaced")
+                await here.state(ForwardState.LISTENING)
+                await exchange(ends)
+                await server.send(b"still here")
+                with trio.fail_after(BOUND):
+                    assert await alive.recv(100) == b"still here"
 
 
 async def test_while_the_guest_agent_is_away_it_is_stalled(tmp_path: Path) -> None:

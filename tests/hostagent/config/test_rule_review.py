@@ -90,6 +90,11 @@ ELSEWHERE = "does from elsewhere in the guest"
             "- {guestSocket: /a, hostSocket: a}\n- {guestSocket: /b, hostSocket: a}\n",
             "portForwards.1.hostSocket: leads to",
         ),
+        (
+            "- {guestSocket: /a, hostSocket: a/b}\n- {guestSocket: /b, hostSocket: ./a//b}\n",
+            "portForwards.1.hostSocket: leads to",
+        ),
+        ("- {guestSocket: /a, hostSocket: a}\n- {guestSocket: //./a, hostSocket: ./a}\n", None),
         ("- {guestSocket: /a, hostPort: 80}\n- {guestPort: 80}\n", "to port 80 of the host"),
     ],
 )

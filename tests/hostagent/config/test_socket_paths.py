@@ -21,10 +21,28 @@ VALUES = {"Dir": "/i", "Home": "/home/ada", "Hostname": "vm", "Name": "vm", "UID
         ("/a/{{.UID}}", "/a/1000"),
         ("{{ .Home }}/{{.Name}}", "/home/ada/vm"),
         ("/{{.User}}", "/{{.Home}}"),  # a value is not looked at again
+        ("./a.sock", "/i/sock/a.sock"),
+        (".//a/./b/", "/i/sock/a/b"),
+        ("//a/.b/..c", "/a/.b/..c"),
+        ("{{.Home}}/./a", "/home/ada/a"),
     ],
 )
-def test_variables_are_filled_in(text: str, path: str) -> None:
+def test_variables_are_filled_in_and_detours_left_out(text: str, path: str) -> None:
     assert expand(check_host_path(text), VALUES, 103) == path
+
+
+@pytest.mark.parametrize(("home", "path"), [("/home/ada/", "/home/ada/s"), ("//home/./a", "/home/a/s"), ("/", "/s")])
+def test_a_variable_brings_no_detour(home: str, path: str) -> None:
+    assert expand(check_host_path("{{.Home}}/s"), {"Home": home}, 103) == path
+
+
+def test_two_spellings_of_one_path_are_one_before_the_variables_are_known() -> None:
+    assert check_host_path("./a//b.sock") == check_host_path("a/b.sock")
+    assert check_guest_path("/run/./a.sock") == check_guest_path("/run//a.sock") == "/run/a.sock"
+
+
+def test_in_the_guest_symbolic_links_decide_where_two_dots_lead() -> None:
+    assert check_guest_path("/var/run/../a.sock") == "/var/run/../a.sock"
 
 
 @pytest.mark.parametrize(

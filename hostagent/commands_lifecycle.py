@@ -68,7 +68,7 @@ def down_command(name: str | None, force: bool, as_json: bool) -> None:
     from hostagent.shutdown import down
 
     paths, began = find_instance(name), time.monotonic()
-    needed = down(paths, force=force, show=lambda _: None if as_json else print_lines([f"stopping {paths.name} …"]))
+    needed = down(paths, force=force, show=lambda event: None if as_json else print_lines([f"{event['message']} …"]))
     seconds = time.monotonic() - began
     if as_json:
         print_json({"name": paths.name, "stopped_by": needed, "seconds": round(seconds, 3)})

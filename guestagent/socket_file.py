@@ -90,6 +90,8 @@ def _with_path(exc: OSError, path: Path) -> SocketFileError:
 def _bind(sock: socket.socket, path: Path) -> None:
     try:
         sock.bind(str(path))
+    except FileNotFoundError as exc:
+        raise SocketFileError(errno.ENOENT, f"there is no folder {path.parent}") from exc
     except OSError as exc:
         if exc.errno != errno.EADDRINUSE:
             raise

@@ -123,7 +123,7 @@ def test_what_is_no_socket_stays(sock: socket.socket, tmp_path: Path) -> None:
 
 
 def test_a_missing_folder_and_a_missing_user_are_said(sock: socket.socket, tmp_path: Path) -> None:
-    with pytest.raises(SocketFileError, match=r"nowhere/s: No such file") as caught:
+    with pytest.raises(SocketFileError, match=r"there is no folder .*nowhere$") as caught:
         bind_socket_file(sock, UnixAddress(str(tmp_path / "nowhere" / "s"), 0o600, USER))
     assert caught.value.errno == errno.ENOENT
     with pytest.raises(SocketFileError, match="the guest has no user 'nosuchuser'"):

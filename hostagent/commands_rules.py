@@ -10,6 +10,7 @@ import click
 from hostagent.api_client import ApiClient
 from hostagent.cli import complete_instance, help_of, json_option, name_argument
 from hostagent.cli_views import rule_lines
+from hostagent.errors import UserError
 from hostagent.instances import find_instance
 from hostagent.rule_words import rule_request
 from hostagent.terminal_output import print_error, print_json, print_lines, width
@@ -90,6 +91,8 @@ def add_rule(
 @json_option
 def remove_rule(rule: str, name: str | None, as_json: bool) -> None:
     """Remove RULE, called as `hostagent forward list` calls it. Connections that exist go on."""
+    if not rule:
+        raise UserError("the rule's name is missing", "`hostagent forward list` shows the names of all")
     change = ApiClient(find_instance(name)).remove_rule(rule)
     if as_json:
         print_json(change)

@@ -53,6 +53,7 @@ def test_add_list_and_remove(served: ServedInstance, home: Path) -> None:
         (("add", "80", "0.0.0.0"), b"error: '0.0.0.0' is no end of a forward"),
         (("add", "80", "99999"), b"error: hostPort: must be at most 65535, not 99999"),
         (("add", "80", "--wait", "3"), b"error: wait: only a static forward"),
+        (("remove", ""), b"error: the rule's name is missing\nhint: `hostagent forward list`"),
         (("remove", "added.9"), b"error: there is no rule 'added.9'\nhint: `hostagent forward list`"),
     ],
 )

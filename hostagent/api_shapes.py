@@ -277,7 +277,7 @@ class ReloadAnswer(TypedDict):
     """How many rules of the user's there are now, added ones too."""
     warnings: list[str]
     restart: list[str]
-    """Keys that have changed and take effect when the instance is started again."""
+    """Keys with other values than the instance was started with; they take effect when it is started again."""
 
 
 class Stopped(TypedDict):

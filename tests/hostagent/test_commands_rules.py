@@ -66,10 +66,11 @@ def test_what_a_user_can_mend(served: ServedInstance, home: Path, arguments: tup
 
 def test_the_configuration_is_read_again(served: ServedInstance, home: Path) -> None:
     file = home / "box" / "config.yaml"
-    file.write_text(IMAGES + "cpus: 1\nportForwards:\n- {guestPort: 80, hostPort: 8080}\n- {guestPort: 80}\n")
+    file.write_text(IMAGES + "cpus: 7\nportForwards:\n- {guestPort: 80, hostPort: 8080}\n- {guestPort: 80}\n")
     done = run("config", "reload", home=home)
     assert done.stdout.startswith(b"2 rules hold\n")
     assert b"config.yaml:5:4: portForwards.1.guestPort: can never match: portForwards.0 above has all" in done.stderr
+    assert b"cpus: after `hostagent down`" in run("config", "reload", home=home).stdout, "said for as long as it is so"
     other = home / "other.yaml"
     other.write_text(IMAGES + "forwardDefault: none\n")
     document = json.loads(run("config", "reload", str(other), "--name", "box", "--json", home=home).stdout)

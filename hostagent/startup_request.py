@@ -27,10 +27,10 @@ class StartupRequest:
 def startup_request(argument: str | None, name: str | None) -> StartupRequest:
     """Resolve what the user typed; raises `UserError`. In doubt it is an instance, since that loses nothing.
 
-    Without an argument: the only instance there is, or the default template where there is none.
+    Without an argument: the instance `name`, or the only one there is; the default template where there is none.
     """
     if argument is None:
-        argument = name or _only_instance()
+        argument = DEFAULT if name else _only_instance()
     path = Path(argument)
     if path.suffix.lower() in _CONFIG_SUFFIXES or "/" in argument:
         paths = InstancePaths.of(name or _name_from(path))

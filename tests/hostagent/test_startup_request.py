@@ -88,6 +88,13 @@ def test_a_name_alone_is_that_instance() -> None:
     assert startup_request("default", "web").from_instance
 
 
+def test_a_name_alone_that_no_instance_has_is_the_default_template_by_that_name() -> None:
+    request = startup_request(None, "q")
+    assert (request.paths.name, request.from_instance) == ("q", False)
+    assert request.loaded == startup_request("default", None).loaded
+    assert startup_request(None, "debian-13").loaded == request.loaded, "a name is no template"
+
+
 def test_an_instance_that_never_got_its_configuration(tmp_path: Path) -> None:
     """What is left of an `up` that was killed while it prepared."""
     instance("default", None)

@@ -71,8 +71,8 @@ def add_rule(
 ) -> None:
     """Let GUEST be found at HOST; the rule decides before all others until the instance is stopped.
 
-    Ends are PORT, FIRST-LAST, ADDRESS:PORT, [ADDRESS]:PORT, any:PORT, or the path of a unix socket. HOST is the same
-    port on loopback when it is left out.
+    Ends are PORT, FIRST-LAST, ADDRESS:PORT, [ADDRESS]:PORT, localhost:PORT, any:PORT, or the path of a unix socket.
+    HOST is the same port on loopback when it is left out.
     """
     options = {"proto": proto, "ignore": ignore, "static": static, "wait": wait, "reverse": reverse}
     given = {key: value for key, value in options.items() if value}

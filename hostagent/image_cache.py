@@ -42,6 +42,8 @@ class Image:
     """Where the image comes from, in words for the user."""
     notes: tuple[str, ...] = ()
     """Why better candidates were not taken, in words for the user, one sentence each."""
+    again: str = "correct the location of the image"
+    """What to do when the disk turns out to be damaged, in words for the user."""
 
 
 @asynccontextmanager

@@ -102,7 +102,8 @@ def test_delete_asks_on_a_terminal(home: Path) -> None:
         with on_terminal(*COMMAND, "delete", "box", home=home) as terminal:
             terminal.expect(b"everything on its disk? [y/N]")
             terminal.type(answer)
-            assert terminal.end() == (130 if left else 0)
+            terminal.expect(b"nothing was deleted" if left else b"box is deleted")
+            assert terminal.end() == (1 if left else 0)
         assert (home / "box").exists() is left
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
+from click.shell_completion import CompletionItem
 
 from hostagent.api_client import ApiClient
-from hostagent.cli import complete_instance, help_of, json_option, name_argument
+from hostagent.cli import complete_file, complete_instance, help_of, is_file_name, json_option, name_argument
 from hostagent.cli_views import rule_lines
 from hostagent.errors import UserError
 from hostagent.instances import find_instance
@@ -17,8 +18,6 @@ from hostagent.terminal_output import print_error, print_json, print_lines, widt
 
 if TYPE_CHECKING:
     from hostagent.api_shapes import RuleRequest
-
-_CONFIG_SUFFIXES = (".yaml", ".yml")
 
 
 @click.group("forward", help=help_of("forward"))
@@ -85,8 +84,22 @@ def add_rule(
     print_lines([f"{change['rule']['name']}: {change['rule']['text']}"])
 
 
+def _complete_rule(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of the rules that were added to the running instance."""
+    try:
+        rules = ApiClient(find_instance(ctx.params.get("name"))).rules()["rules"]
+    except UserError:  # while one types there is nobody to tell
+        return []
+    added = (rule for rule in rules if rule["origin"] == "added" and rule["name"].startswith(incomplete))
+    return [CompletionItem(rule["name"], help=rule["text"]) for rule in added]
+
+
+def _complete_instance_or_file(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [*complete_instance(ctx, parameter, incomplete), *complete_file(ctx, parameter, incomplete)]
+
+
 @forward_command.command("remove")
-@click.argument("rule")
+@click.argument("rule", shell_complete=_complete_rule)
 @_name_option
 @json_option
 def remove_rule(rule: str, name: str | None, as_json: bool) -> None:
@@ -101,7 +114,7 @@ def remove_rule(rule: str, name: str | None, as_json: bool) -> None:
 
 
 @config_command.command("reload")
-@click.argument("argument", metavar="[CONFIG.yaml | NAME]", required=False)
+@click.argument("argument", metavar="[CONFIG.yaml | NAME]", required=False, shell_complete=_complete_instance_or_file)
 @_name_option
 @json_option
 def reload_config(argument: str | None, name: str | None, as_json: bool) -> None:
@@ -110,7 +123,7 @@ def reload_config(argument: str | None, name: str | None, as_json: bool) -> None
     CONFIG.yaml becomes the instance's configuration; without it, the one in the instance's folder is read again.
     """
     path = ""
-    if argument is not None and (argument.lower().endswith(_CONFIG_SUFFIXES) or "/" in argument):
+    if argument is not None and (is_file_name(argument) or "/" in argument):
         path = str(Path(argument).absolute())
         name = name or _named_after(Path(argument))
     answer = ApiClient(find_instance(name or (None if path else argument))).reload(path)

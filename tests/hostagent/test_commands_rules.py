@@ -46,6 +46,15 @@ def test_add_list_and_remove(served: ServedInstance, home: Path) -> None:
     assert [rule.name for rule in served.instance.applied[-1].rules] == ["added.2"]
 
 
+def test_names_of_added_rules_are_completed(served: ServedInstance, home: Path) -> None:
+    environment = {"_HOSTAGENT_COMPLETE": "bash_complete", "COMP_WORDS": "hostagent forward remove", "COMP_CWORD": "3"}
+    assert run(home=home, env=environment).stdout == b"\n"
+    run("forward", "add", "80", home=home)
+    assert run(home=home, env=environment).stdout == b"plain,added.1\n"
+    served.end()
+    assert run(home=home, env=environment).stdout == b"\n", "nobody is told while one types"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

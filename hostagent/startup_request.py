@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hostagent.config.loader import LoadedConfig, load_config, read_config
+from hostagent.config.mistakes import nearest
 from hostagent.config.templates import template_names, template_text
 from hostagent.errors import UserError
 from hostagent.paths import InstancePaths, check_name, home
@@ -41,15 +42,21 @@ def startup_request(argument: str | None, name: str | None) -> StartupRequest:
     if argument in template_names():
         loaded = load_config(template_text(argument).encode(), f"template {argument}")
         return StartupRequest(paths, loaded, from_instance=False)
+    near = nearest(argument, (*_instance_names(), *template_names()))
     raise UserError(
         f"{argument!r} is no instance, no template and no configuration file",
-        f"templates are {', '.join(template_names())}; the name of a configuration file ends in .yaml",
+        (f"did you mean {near!r}? " if near else "")
+        + f"templates are {', '.join(template_names())}; the name of a configuration file ends in .yaml",
     )
 
 
-def _only_instance() -> str:
+def _instance_names() -> list[str]:
     folders = home().iterdir() if home().is_dir() else ()
-    names = sorted(path.name for path in folders if path.is_dir() and not path.name.startswith("."))
+    return sorted(path.name for path in folders if path.is_dir() and not path.name.startswith("."))
+
+
+def _only_instance() -> str:
+    names = _instance_names()
     if len(names) > 1:
         raise UserError("there is more than one instance", f"name one of: {', '.join(names)}")
     return names[0] if names else DEFAULT

@@ -110,6 +110,14 @@ def test_what_is_nothing(argument: str) -> None:
         startup_request(argument, None)
 
 
+@pytest.mark.parametrize(("argument", "meant"), [("debian13", "debian-13"), ("my-wed", "my-web")])
+def test_what_was_nearly_meant(argument: str, meant: str) -> None:
+    instance("my-web")
+    with pytest.raises(UserError) as caught:
+        startup_request(argument, None)
+    assert caught.value.hint.startswith(f"did you mean {meant!r}? templates are default, ")
+
+
 def test_mistakes_of_a_file_are_told(tmp_path: Path) -> None:
     (tmp_path / "web.yaml").write_text("cpus: many\n")
     with pytest.raises(ConfigError):

@@ -39,6 +39,9 @@ _COLOURS: Final = {
 }  # fmt: skip
 """SGR parameters by state (ECMA-48 section 8.3.117)."""
 
+_LOST: Final = "events before the next one are gone; `hostagent logs` may still have them"
+_ANOTHER_LIFE: Final = "there was no such id yet in this instance's life; what is kept follows"
+
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _LOOPBACK: Final = ("127.0.0.1", "::1")
 _LEAST_WRAPPED: Final = 40
@@ -148,6 +151,8 @@ def event_line(event: EventShape) -> str:
     fields = {key: value for key, value in event.items() if key not in ("id", "time", "kind")}
     words = [f"{plain(key)}={_value(value)}" for key, value in fields.items() if _wanted(key, value)]
     words += [plain(fields[key]) for key in ("message", "reason", "detail", "traceback") if fields.get(key)]
+    if event["kind"] == "lost":
+        words.append(_LOST if fields.get("missed") else _ANOTHER_LIFE)
     return f"{moment(event['time'])}  {plain(event['kind']):7}  {' '.join(words)}".rstrip()
 
 
@@ -192,10 +197,15 @@ def _members(value: Mapping[str, Any], indent: str, now: float, colour: bool) ->
             yield from _members(member, indent + "  ", now, colour)
         elif isinstance(member, list) and member and isinstance(member[0], Mapping):
             yield label
-            for item in member:
-                yield f"{indent}  - " + ", ".join(f"{plain(k)} {_scalar(k, v, now, False)}" for k, v in item.items())
+            yield from (f"{indent}  - {_item(item, now)}" for item in member)
         elif member not in (None, "", [], {}):
             yield f"{label} {_scalar(key, member, now, colour)}"
+
+
+def _item(item: Mapping[str, Any], now: float) -> str:
+    """One of several in a row, led by its name, without what is empty."""
+    words = [f"{plain(k)} {_scalar(k, v, now, False)}" for k, v in item.items() if k != "name" and v not in ("", None)]
+    return (f"{plain(item['name'])}: " if "name" in item else "") + ", ".join(words)
 
 
 def _scalar(key: str, value: object, now: float, colour: bool) -> str:

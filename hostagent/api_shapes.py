@@ -331,7 +331,16 @@ class Diagnosis(TypedDict):
     checks: list[CheckShape]
 
 
-PRINTED = (InstanceList, Diagnosis)
+class Shutdown(TypedDict):
+    """What `down` did."""
+
+    name: str
+    stopped_by: str
+    """As in `Stopped`, or "not running"."""
+    seconds: float
+
+
+PRINTED = (InstanceList, Diagnosis, Shutdown)
 """What only commands print."""
 
 Document = dict[str, Any]

@@ -73,7 +73,7 @@ async def obtain_image(candidates: Sequence[ImageSource], cache: Path, progress:
         return replace(image, notes=notes + image.notes)
     if len(passed_over) == 1:
         raise passed_over[0]
-    reasons = "".join(f"\n- {error.message}" for error in passed_over)
+    reasons = "".join(f"\n- {message}" for message in dict.fromkeys(error.message for error in passed_over))
     hints = dict.fromkeys(error.hint for error in passed_over)
     raise UserError(f"no image can be had:{reasons}", "; or ".join(hints) or "add an entry to images")
 

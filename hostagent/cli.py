@@ -94,13 +94,15 @@ def help_of(name: str) -> str:
 
 def complete_instance(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of instances that begin like `incomplete`."""
-    from hostagent.paths import home
+    from hostagent.instances import is_instance
+    from hostagent.paths import InstancePaths, home
 
     try:
-        names = sorted(entry.name for entry in home().iterdir() if entry.is_dir() and entry.name.startswith(incomplete))
+        folders = sorted(entry for entry in home().iterdir() if entry.is_dir() and entry.name.startswith(incomplete))
     except OSError:
         return []
-    return [CompletionItem(name) for name in names if not name.startswith(".")]
+    shown = (folder for folder in folders if not folder.name.startswith(".") and is_instance(InstancePaths(folder)))
+    return [CompletionItem(folder.name) for folder in shown]
 
 
 def complete_file(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

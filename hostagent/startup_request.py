@@ -9,6 +9,7 @@ from hostagent.config.loader import LoadedConfig, load_config, read_config
 from hostagent.config.mistakes import nearest
 from hostagent.config.templates import template_names, template_text
 from hostagent.errors import UserError
+from hostagent.instances import is_instance
 from hostagent.paths import InstancePaths, check_name, home
 
 DEFAULT = "default"
@@ -52,7 +53,11 @@ def startup_request(argument: str | None, name: str | None) -> StartupRequest:
 
 def _instance_names() -> list[str]:
     folders = home().iterdir() if home().is_dir() else ()
-    return sorted(path.name for path in folders if path.is_dir() and not path.name.startswith("."))
+    return sorted(
+        path.name
+        for path in folders
+        if path.is_dir() and not path.name.startswith(".") and is_instance(InstancePaths(path))
+    )
 
 
 def _only_instance() -> str:

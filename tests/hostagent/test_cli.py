@@ -97,6 +97,7 @@ def test_completion_knows_commands_instances_and_templates(home: Path) -> None:
     (home / "box" / "config.yaml").touch()
     (home / "barn").mkdir()
     (home / "barn" / "config.yaml").touch()
+    (home / "backups").mkdir()
     assert "plain,ports" in complete(home, "po")
     assert complete(home, "down", "b") == ["plain,barn", "plain,box"]
     assert "plain,debian-12" in complete(home, "up", "deb")
@@ -105,6 +106,7 @@ def test_completion_knows_commands_instances_and_templates(home: Path) -> None:
 
 def test_completion_knows_files_beside_all_else(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (home / "box").mkdir()
+    (home / "box" / "config.yaml").touch()
     monkeypatch.chdir(tmp_path)
     for file in ("conf.yaml", "other.YML", "notes.txt", ".hidden.yaml", "folder/web.yaml", "folder/sub/x"):
         Path(file).parent.mkdir(parents=True, exist_ok=True)

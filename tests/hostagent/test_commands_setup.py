@@ -58,6 +58,7 @@ def test_bash_takes_words_folders_and_names_with_blanks(tmp_path: Path) -> None:
     home, files, programs = tmp_path / "home", tmp_path / "files", tmp_path / "programs"
     for folder in (home / "box", files / "folder", programs):
         folder.mkdir(parents=True)
+    (home / "box" / "config.yaml").touch()
     (files / "my vm.yaml").touch()
     (programs / "hostagent").write_text(f"#!/bin/sh\nexec {sys.executable} -m hostagent\n")
     (programs / "hostagent").chmod(0o700)

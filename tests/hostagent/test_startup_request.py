@@ -51,6 +51,7 @@ def test_what_is_no_instance_does_not_count() -> None:
     """Hidden folders and files in the home, as `list` sees it."""
     instance("web")
     InstancePaths.of("web").directory.parent.joinpath(".trash").mkdir()
+    InstancePaths.of("backups").directory.mkdir()
     InstancePaths.of("web").directory.parent.joinpath("notes").touch()
     assert startup_request(None, None).paths.name == "web"
 

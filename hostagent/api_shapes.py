@@ -277,7 +277,7 @@ class ReloadAnswer(TypedDict):
     """How many rules of the user's there are now, added ones too."""
     warnings: list[str]
     restart: list[str]
-    """Keys that have changed and take effect when the instance is started again."""
+    """Keys with other values than the instance was started with; they take effect when it is started again."""
 
 
 class Stopped(TypedDict):
@@ -331,7 +331,16 @@ class Diagnosis(TypedDict):
     checks: list[CheckShape]
 
 
-PRINTED = (InstanceList, Diagnosis)
+class Shutdown(TypedDict):
+    """What `down` did."""
+
+    name: str
+    stopped_by: str
+    """As in `Stopped`, or "not running"."""
+    seconds: float
+
+
+PRINTED = (InstanceList, Diagnosis, Shutdown)
 """What only commands print."""
 
 Document = dict[str, Any]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, TypeVar, cast
 
 import click
@@ -93,22 +94,51 @@ def help_of(name: str) -> str:
 
 def complete_instance(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of instances that begin like `incomplete`."""
-    from hostagent.paths import home
+    from hostagent.instances import is_instance
+    from hostagent.paths import InstancePaths, home
 
     try:
-        names = sorted(entry.name for entry in home().iterdir() if entry.is_dir() and entry.name.startswith(incomplete))
+        folders = sorted(entry for entry in home().iterdir() if entry.is_dir() and entry.name.startswith(incomplete))
     except OSError:
         return []
-    return [CompletionItem(name) for name in names if not name.startswith(".")]
+    shown = (folder for folder in folders if not folder.name.startswith(".") and is_instance(InstancePaths(folder)))
+    return [CompletionItem(folder.name) for folder in shown]
+
+
+def complete_file(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Configuration files and folders that begin like `incomplete`.
+
+    Listed here, because the shell's own completion of files would take the place of all other candidates (bash).
+    """
+    begin = incomplete.rpartition("/")[2]
+    folder = incomplete.removesuffix(begin)
+    try:
+        entries = sorted(Path(folder).expanduser().iterdir())
+    except (OSError, RuntimeError):  # RuntimeError: the ~ of a user that there is not
+        return []
+    return [
+        CompletionItem(f"{folder}{entry.name}{'/' if entry.is_dir() else ''}")
+        for entry in entries
+        if entry.name.startswith(begin) and (begin or not entry.name.startswith("."))
+        if entry.name.isprintable() and (is_file_name(entry.name) or entry.is_dir())
+    ]
 
 
 def complete_configuration(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Instances, templates and files that begin like `incomplete`."""
+    """Instances, templates, configuration files and folders that begin like `incomplete`."""
     from hostagent.config.templates import template_names
 
     templates = [CompletionItem(name, help="template") for name in template_names() if name.startswith(incomplete)]
-    known = complete_instance(ctx, parameter, incomplete)
-    return [*known, *templates, CompletionItem(incomplete, type="file")]
+    return [
+        *complete_instance(ctx, parameter, incomplete),
+        *templates,
+        *complete_file(ctx, parameter, incomplete),
+    ]
+
+
+def is_file_name(text: str) -> bool:
+    """Whether this is how a configuration file is called."""
+    return text.lower().endswith((".yaml", ".yml"))
 
 
 def name_argument(function: _Function) -> _Function:

@@ -39,6 +39,9 @@ _COLOURS: Final = {
 }  # fmt: skip
 """SGR parameters by state (ECMA-48 section 8.3.117)."""
 
+_LOST: Final = "events before the next one are gone; `hostagent logs` may still have them"
+_ANOTHER_LIFE: Final = "there was no such id yet in this instance's life; what is kept follows"
+
 _UNITS: Final = ("B", "KiB", "MiB", "GiB", "TiB")
 _LOOPBACK: Final = ("127.0.0.1", "::1")
 _LEAST_WRAPPED: Final = 40
@@ -148,6 +151,8 @@ def event_line(event: EventShape) -> str:
     fields = {key: value for key, value in event.items() if key not in ("id", "time", "kind")}
     words = [f"{plain(key)}={_value(value)}" for key, value in fields.items() if _wanted(key, value)]
     words += [plain(fields[key]) for key in ("message", "reason", "detail", "traceback") if fields.get(key)]
+    if event["kind"] == "lost":
+        words.append(_LOST if fields.get("missed") else _ANOTHER_LIFE)
     return f"{moment(event['time'])}  {plain(event['kind']):7}  {' '.join(words)}".rstrip()
 
 
@@ -162,12 +167,12 @@ def moment(unix_time: float) -> str:
 def rule_lines(rules: RuleList, *, width: int | None) -> list[str]:
     """The rules in the order in which they are asked."""
     rows = [(rule["name"] or rule["origin"], str(rule["ports"]), plain(rule["text"])) for rule in rules["rules"]]
-    widths = [max(map(_cells, column)) for column in zip(("RULE", "PORTS", ""), *rows, strict=True)]
+    widths = [max(map(cells, column)) for column in zip(("RULE", "PORTS", ""), *rows, strict=True)]
     lines = [_row(("RULE", "PORTS", "WHAT IT SAYS"), [widths[0], widths[1], 0])]
     for name, ports, text in rows:
         begin = _row((name, ports), widths[:2]) + "  "
-        wrapped = _wrapped(text, 0, None if width is None else width - _cells(begin), "") or [""]
-        lines += [(begin if number == 0 else " " * _cells(begin)) + line for number, line in enumerate(wrapped)]
+        wrapped = _wrapped(text, 0, None if width is None else width - cells(begin), "") or [""]
+        lines += [(begin if number == 0 else " " * cells(begin)) + line for number, line in enumerate(wrapped)]
     return lines
 
 
@@ -192,10 +197,15 @@ def _members(value: Mapping[str, Any], indent: str, now: float, colour: bool) ->
             yield from _members(member, indent + "  ", now, colour)
         elif isinstance(member, list) and member and isinstance(member[0], Mapping):
             yield label
-            for item in member:
-                yield f"{indent}  - " + ", ".join(f"{plain(k)} {_scalar(k, v, now, False)}" for k, v in item.items())
+            yield from (f"{indent}  - {_item(item, now)}" for item in member)
         elif member not in (None, "", [], {}):
             yield f"{label} {_scalar(key, member, now, colour)}"
+
+
+def _item(item: Mapping[str, Any], now: float) -> str:
+    """One of several in a row, led by its name, without what is empty."""
+    words = [f"{plain(k)} {_scalar(k, v, now, False)}" for k, v in item.items() if k != "name" and v not in ("", None)]
+    return (f"{plain(item['name'])}: " if "name" in item else "") + ", ".join(words)
 
 
 def _scalar(key: str, value: object, now: float, colour: bool) -> str:
@@ -290,16 +300,16 @@ def _table(
 ) -> list[str]:
     """Aligned columns; the column STATE in colour, and each row's reason behind or below it."""
     table = [list(headers), *([plain(cell) for cell in row] for row in rows)]
-    widths = [max(_cells(row[column]) for row in table) for column in range(len(headers))]
+    widths = [max(cells(row[column]) for row in table) for column in range(len(headers))]
     state = headers.index("STATE")
     lines = [_row(table[0], widths) + ("  REASON" if any(reasons) and width is None else "")]
     for row, reason in zip(table[1:], reasons, strict=True):
         whole = _row(row, widths)
         line = _row(row, widths, state) if colour else whole
-        beside = f"{line}{' ' * (sum(widths) + 2 * len(widths) - _cells(whole))}{plain(reason)}"
+        beside = f"{line}{' ' * (sum(widths) + 2 * len(widths) - cells(whole))}{plain(reason)}"
         if not reason:
             lines.append(line.rstrip())
-        elif width is None or sum(widths) + 2 * len(widths) + _cells(plain(reason)) <= width:
+        elif width is None or sum(widths) + 2 * len(widths) + cells(plain(reason)) <= width:
             lines.append(beside)
         else:
             lines += [line.rstrip(), *_wrapped(reason, 2, width, "-> ")]
@@ -307,11 +317,11 @@ def _table(
 
 
 def _row(row: Sequence[str], widths: Sequence[int], coloured_column: int = -1) -> str:
-    cells = [
-        coloured(cell, column == coloured_column) + " " * (width - _cells(cell))
+    padded = [
+        coloured(cell, column == coloured_column) + " " * (width - cells(cell))
         for column, (cell, width) in enumerate(zip(row, widths, strict=True))
     ]
-    return "  ".join(cells)
+    return "  ".join(padded)
 
 
 def _wrapped(text: str, indent: int, width: int | None, mark: str) -> list[str]:
@@ -325,7 +335,7 @@ def _wrapped(text: str, indent: int, width: int | None, mark: str) -> list[str]:
     return textwrap.wrap(plain(text), limit, initial_indent=first, subsequent_indent=later, break_on_hyphens=False)
 
 
-def _cells(text: str) -> int:
+def cells(text: str) -> int:
     """Columns that the text takes on a terminal."""
     if text.isascii():
         return len(text)

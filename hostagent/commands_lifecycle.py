@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 NOT_RUNNING: Final = "not running"
 """What `shutdown.down` returns when there was nothing to stop."""
 
+_DECLINED: Final = 1
+"""Exit status: what was asked for was not done."""
+
 _ENDING: Final = (signal.SIGTERM, signal.SIGHUP)
 
 
@@ -82,7 +85,7 @@ def down_command(name: str | None, force: bool, as_json: bool) -> None:
 @click.argument("name", shell_complete=complete_instance)
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @click.option("-f", "--force", is_flag=True, help="Do not ask, and end the instance if it runs.")
-def delete_command(name: str, yes: bool, force: bool) -> None:
+def delete_command(name: str, yes: bool, force: bool) -> int | None:
     """Run `hostagent delete`."""
     from hostagent.instances import delete_instance, find_instance
 
@@ -90,6 +93,9 @@ def delete_command(name: str, yes: bool, force: bool) -> None:
     if not (yes or force):
         if not sys.stdin.isatty():
             raise UserError("deleting needs a confirmation", f"run `hostagent delete --yes {paths.name}`")
-        click.confirm(f"Delete {paths.name} and everything on its disk?", abort=True)
+        if not click.confirm(f"Delete {paths.name} and everything on its disk?"):
+            print_lines(["nothing was deleted"])
+            return _DECLINED
     delete_instance(paths, force=force)
     print_lines([f"{paths.name} is deleted"])
+    return None

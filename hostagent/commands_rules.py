@@ -6,18 +6,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import click
+from click.shell_completion import CompletionItem
 
 from hostagent.api_client import ApiClient
-from hostagent.cli import complete_instance, help_of, json_option, name_argument
+from hostagent.cli import complete_file, complete_instance, help_of, is_file_name, json_option, name_argument
 from hostagent.cli_views import rule_lines
+from hostagent.errors import UserError
 from hostagent.instances import find_instance
 from hostagent.rule_words import rule_request
 from hostagent.terminal_output import print_error, print_json, print_lines, width
 
 if TYPE_CHECKING:
     from hostagent.api_shapes import RuleRequest
-
-_CONFIG_SUFFIXES = (".yaml", ".yml")
 
 
 @click.group("forward", help=help_of("forward"))
@@ -70,8 +70,8 @@ def add_rule(
 ) -> None:
     """Let GUEST be found at HOST; the rule decides before all others until the instance is stopped.
 
-    Ends are PORT, FIRST-LAST, ADDRESS:PORT, [ADDRESS]:PORT, any:PORT, or the path of a unix socket. HOST is the same
-    port on loopback when it is left out.
+    Ends are PORT, FIRST-LAST, ADDRESS:PORT, [ADDRESS]:PORT, localhost:PORT, any:PORT, or the path of a unix socket.
+    HOST is the same port on loopback when it is left out.
     """
     options = {"proto": proto, "ignore": ignore, "static": static, "wait": wait, "reverse": reverse}
     given = {key: value for key, value in options.items() if value}
@@ -84,12 +84,28 @@ def add_rule(
     print_lines([f"{change['rule']['name']}: {change['rule']['text']}"])
 
 
+def _complete_rule(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """Names of the rules that were added to the running instance."""
+    try:
+        rules = ApiClient(find_instance(ctx.params.get("name"))).rules()["rules"]
+    except UserError:  # while one types there is nobody to tell
+        return []
+    added = (rule for rule in rules if rule["origin"] == "added" and rule["name"].startswith(incomplete))
+    return [CompletionItem(rule["name"], help=rule["text"]) for rule in added]
+
+
+def _complete_instance_or_file(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [*complete_instance(ctx, parameter, incomplete), *complete_file(ctx, parameter, incomplete)]
+
+
 @forward_command.command("remove")
-@click.argument("rule")
+@click.argument("rule", shell_complete=_complete_rule)
 @_name_option
 @json_option
 def remove_rule(rule: str, name: str | None, as_json: bool) -> None:
     """Remove RULE, called as `hostagent forward list` calls it. Connections that exist go on."""
+    if not rule:
+        raise UserError("the rule's name is missing", "`hostagent forward list` shows the names of all")
     change = ApiClient(find_instance(name)).remove_rule(rule)
     if as_json:
         print_json(change)
@@ -98,7 +114,7 @@ def remove_rule(rule: str, name: str | None, as_json: bool) -> None:
 
 
 @config_command.command("reload")
-@click.argument("argument", metavar="[CONFIG.yaml | NAME]", required=False)
+@click.argument("argument", metavar="[CONFIG.yaml | NAME]", required=False, shell_complete=_complete_instance_or_file)
 @_name_option
 @json_option
 def reload_config(argument: str | None, name: str | None, as_json: bool) -> None:
@@ -107,7 +123,7 @@ def reload_config(argument: str | None, name: str | None, as_json: bool) -> None
     CONFIG.yaml becomes the instance's configuration; without it, the one in the instance's folder is read again.
     """
     path = ""
-    if argument is not None and (argument.lower().endswith(_CONFIG_SUFFIXES) or "/" in argument):
+    if argument is not None and (is_file_name(argument) or "/" in argument):
         path = str(Path(argument).absolute())
         name = name or _named_after(Path(argument))
     answer = ApiClient(find_instance(name or (None if path else argument))).reload(path)

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Final
 
 import click
 
-from hostagent.cli import cli, help_of, json_option
+from hostagent.cli import cli, complete_file, help_of, json_option
 from hostagent.errors import UserError
 from hostagent.terminal_output import colour, print_error, print_json, print_lines, width
 
+_TAKEN: Final = "COMPREPLY+=($value)"
+"""How click's script for bash takes a candidate; other shells do not need the following."""
+
+_TAKEN_AS_A_PATH: Final = 'COMPREPLY+=("${value// /\\\\ }"); [[ $value == */ ]] && compopt -o nospace'
+"""So that blanks stay in the name, and a folder's can be gone on with."""
+
 
 @click.command("validate", help=help_of("validate"))
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file", type=click.Path(path_type=Path), shell_complete=complete_file)
 def validate_command(file: Path) -> None:
     """Run `hostagent validate`."""
     from hostagent.config.loader import read_config
@@ -55,7 +62,8 @@ def completion_command(shell: str) -> None:
 
     complete = get_completion_class(shell)
     assert complete is not None, "click knows these three"
-    print_lines([complete(cli, {}, "hostagent", "_HOSTAGENT_COMPLETE").source_template % _template_words()])
+    script = complete(cli, {}, "hostagent", "_HOSTAGENT_COMPLETE").source_template % _template_words()
+    print_lines([script.replace(_TAKEN, _TAKEN_AS_A_PATH)])
 
 
 def _template_words() -> dict[str, str]:

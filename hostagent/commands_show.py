@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -53,6 +54,7 @@ def status_command(name: str | None, as_json: bool) -> None:
     if as_json:
         print_json(document)
     else:
+        document["arch"] = document.pop("architecture", document["arch"])  # the host agent's word for the same
         print_lines(status_lines(document, time.time(), colour=colour()))
 
 
@@ -91,7 +93,11 @@ def _redraw(listings: Iterable[list[PortShape]]) -> None:
     """Draw every listing over the one before it, line by line, so that nothing flickers."""
     with redrawn_lines() as screen:
         for ports in listings:
-            screen.show(port_lines(ports, width=width(), colour=colour()))
+            screen.show(partial(_lines_within, ports))
+
+
+def _lines_within(ports: Sequence[PortShape], columns: int) -> list[str]:
+    return port_lines(ports, width=columns, colour=colour())
 
 
 def _shape(summary: InstanceSummary) -> Instance:

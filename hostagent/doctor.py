@@ -1,7 +1,8 @@
 """What hostagent needs of this host, checked one by one, each with a reason and a next step.
 
-Checks look and never change anything, apart from the short-lived guest that the accelerator's probe runs. Each is
-bounded in time. A `problem` keeps instances from starting; a `warning` takes away something that not everybody needs.
+Checks look and leave nothing changed: the accelerator's probe runs a short-lived guest, and folders are tried by making
+one in them that is removed at once. Each is bounded in time. A `problem` keeps instances from starting; a `warning`
+takes away something that not everybody needs.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 import platform
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,14 +116,16 @@ def check_accelerator() -> Check:
 def check_folder(name: str, folder: Path, variable: str) -> Check:
     """Whether files can be made in a folder, or it can be made itself."""
     at = _nearest_existing(folder)
-    if at.is_dir() and os.access(at, os.W_OK | os.X_OK):
-        return Check(name, CheckState.OK, f"{folder} can be written to")
-    return Check(
-        name,
-        CheckState.PROBLEM,
-        f"{folder} cannot be written to, because of {at}",
-        f"set {variable} to a folder of yours",
-    )
+    try:
+        with tempfile.TemporaryDirectory(prefix=".hostagent-", dir=at):  # rights alone promise root too much: /proc
+            return Check(name, CheckState.OK, f"{folder} can be written to")
+    except OSError as exc:
+        return Check(
+            name,
+            CheckState.PROBLEM,
+            f"{folder} cannot be written to, because of {at}: {exc.strerror}",
+            f"set {variable} to a folder of yours",
+        )
 
 
 def check_home() -> Check:

@@ -35,7 +35,7 @@ class GuestExecution(StreamHandler):
         self._stream: Stream | None = None
         self._answered = trio.Event()
         self._refusal = ""
-        self._refusal_status = 1
+        self._refusal_error = ""
         self._output: deque[tuple[str, bytearray]] = deque()
         self._news = trio.Event()
         self._room = trio.Event()
@@ -61,8 +61,11 @@ class GuestExecution(StreamHandler):
         if scope.cancelled_caught:
             raise UserError(f"the guest did not start the command in {START_BOUND:.0f} s", "see `hostagent status`")
         if self._refusal:
-            hint = "check the command's name and the user"
-            raise UserError(f"the guest cannot run it: {self._refusal}", hint, status=self._refusal_status)
+            raise UserError(
+                f"the guest cannot run it: {self._refusal}",
+                _refusal_hint(self._refusal_error, target),
+                status=REFUSAL_STATUS.get(self._refusal_error, 1),
+            )
 
     def close(self) -> None:
         """Kill what is left of the command."""
@@ -78,7 +81,7 @@ class GuestExecution(StreamHandler):
 
     def refused(self, error: str, reason: str) -> None:
         self._refusal = f"{reason} ({error})"
-        self._refusal_status = REFUSAL_STATUS.get(error, 1)
+        self._refusal_error = error
         self._answered.set()
 
     def receive_data(self, payload: bytes) -> None:
@@ -179,6 +182,15 @@ class GuestExecution(StreamHandler):
         if self._status is None:
             raise UserError(f"the command was cut off: {self._lost or 'no status came'}", "see `hostagent status`")
         return self._status
+
+
+def _refusal_hint(error: str, target: CommandTarget) -> str:
+    """What to look at: EINVAL is how the guest says that it has no such user or folder."""
+    if error in REFUSAL_STATUS:
+        return "check the command's name"
+    if error == "EINVAL":
+        return "check the folder and the user" if target.directory else "check the user"
+    return "see `hostagent status`"
 
 
 def _signal_number(name: str) -> int:

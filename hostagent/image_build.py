@@ -7,7 +7,8 @@ loop device, no mount on the host and no boot loader.
 
 Promises: the image boots without cloud images' detours (no firmware, no GRUB, no udev in the initrd), installs the
 guest agent from the seed at once, and is cached under a key of everything that went into it and of the month, so that
-it is at most a month behind with its updates. A failed or cancelled build leaves a log and nothing else.
+it is at most a month behind with its updates. A failed or cancelled build leaves a log and nothing else; what a killed
+one leaves is removed by the next.
 
 When this month's image cannot be built, last month's of the same recipe is taken and that is said.
 
@@ -25,6 +26,7 @@ import shutil
 import tarfile
 import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -36,6 +38,7 @@ from hostagent.cidata import guest_files
 from hostagent.debian_sources import CODENAMES, KEYRING, debian_sources, proxy_environment
 from hostagent.errors import UserError
 from hostagent.image_cache import Image, disk_errors, entry_lock
+from hostagent.instance_lock import try_lock
 from hostagent.mmdebstrap import run_mmdebstrap, usable_mode
 from hostagent.progress import Progress
 
@@ -66,6 +69,12 @@ _EXCLUDED = (
     # would make an initrd that nothing boots, for half a minute, at each kernel update
     "/etc/kernel/postinst.d/initramfs-tools",
 )  # fmt: skip
+
+_FILES = ("disk.qcow2", "vmlinuz", "initrd.img")
+"""What is in an entry of the cache."""
+
+_STAGING = ".build-"
+"""What the folder of a build that goes on is called, before the recipe's key: whose lock is held as long."""
 
 _DEBIAN_ARCHITECTURES = {"x86_64": "amd64", "amd64": "amd64", "aarch64": "arm64", "arm64": "arm64"}
 
@@ -167,15 +176,22 @@ async def image_of(recipe: Recipe, cache: Path, progress: Progress) -> Image:
 
 
 def _image(recipe: Recipe, entry: Path, *notes: str) -> Image:
+    """The image in `entry`; raises `UserError` when somebody has taken a file away."""
     built = entry.name.rpartition("-")[2]
+    disk, kernel, initrd = (entry / name for name in _FILES)
+    again = f"delete the folder {entry}, and the next `hostagent up` builds the image again"
+    for path in (disk, kernel, initrd):
+        if not (path.is_file() and path.stat().st_size):
+            raise UserError(f"the image {entry.name} is not whole: {path} is missing or empty", again)
     return Image(
-        disk=entry / "disk.qcow2",
+        disk=disk,
         format="qcow2",
-        kernel=entry / "vmlinuz",
-        initrd=entry / "initrd.img",
+        kernel=kernel,
+        initrd=initrd,
         command_line=recipe.command_line,
         origin=f"{recipe.release} built from packages in {built[:4]}-{built[4:]}",
         notes=notes,
+        again=again,
     )
 
 
@@ -190,12 +206,28 @@ async def _build(recipe: Recipe, entry: Path, progress: Progress) -> None:
     mode = await usable_mode()
     sources = await debian_sources(CODENAMES[recipe.release])
     environment = {**await proxy_environment(), "TMPDIR": str(work), "LC_ALL": "C.UTF-8"}
-    with disk_errors(entry.parent), tempfile.TemporaryDirectory(prefix=".build-", dir=entry.parent) as staging_name:
-        staging = Path(staging_name)
+    with disk_errors(entry.parent), ExitStack() as stack:
+        await trio.to_thread.run_sync(_remove_leftovers, entry.parent, recipe.key)
+        prefix = f"{_STAGING}{recipe.key}-"
+        staging = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=prefix, dir=entry.parent)))
         (staging / "overlay.tar").write_bytes(recipe.overlay)
         log = entry.parent / f"{recipe.key}.log"
         await run_mmdebstrap(mmdebstrap_command(recipe, mode, sources, staging), environment, log, progress)
         await trio.to_thread.run_sync(_publish, staging, entry)
+
+
+def _remove_leftovers(folder: Path, held: str) -> None:
+    """Remove what is left of builds that were killed: those of the recipe `held`, which we have the lock of, and those
+    of which nobody has it.
+    """
+    for leftover in folder.glob(f"{_STAGING}*-*"):
+        key = leftover.name.removeprefix(_STAGING).rpartition("-")[0]
+        if key == held:
+            shutil.rmtree(leftover)
+            continue
+        with try_lock(folder / f".{key}.lock") as free:
+            if free:
+                shutil.rmtree(leftover)
 
 
 def _publish(staging: Path, entry: Path) -> None:
@@ -239,10 +271,7 @@ def mmdebstrap_command(recipe: Recipe, mode: str, sources: Sequence[str], stagin
     hooks = [
         f'--essential-hook=tar-in "{staging}/overlay.tar" /',
         '--customize-hook=sh "$1/hostagent-build/customize" "$1"',
-        *(
-            f'--customize-hook=download /hostagent-build/{name} "{staging}/{name}"'
-            for name in ("disk.qcow2", "vmlinuz", "initrd.img")
-        ),
+        *(f'--customize-hook=download /hostagent-build/{name} "{staging}/{name}"' for name in _FILES),
     ]
     return [
         "mmdebstrap", "--verbose",

@@ -42,14 +42,17 @@ class Image:
     """Where the image comes from, in words for the user."""
     notes: tuple[str, ...] = ()
     """Why better candidates were not taken, in words for the user, one sentence each."""
+    again: str = "correct the location of the image"
+    """What to do when the disk turns out to be damaged, in words for the user."""
 
 
 @asynccontextmanager
 async def entry_lock(path: Path, what: str, progress: Progress) -> AsyncIterator[None]:
-    """Hold the exclusive lock on the file `path`; while another process holds it, wait and say so as `what`."""
-    with disk_errors(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    """Hold the exclusive lock on the file `path`; while another process holds it, wait and say so as `what`.
+
+    Raises `UserError` when there can be no such file.
+    """
+    descriptor = _opened_lock(path)
     try:
         while True:
             try:
@@ -61,6 +64,20 @@ async def entry_lock(path: Path, what: str, progress: Progress) -> AsyncIterator
         yield
     finally:
         os.close(descriptor)
+
+
+def _opened_lock(path: Path) -> int:
+    """The descriptor of a lock in a folder that is made where there is none: the first use of the cache, so that
+    whatever is wrong with its place is the user's to mend.
+    """
+    try:
+        with disk_errors(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as exc:
+        raise UserError(
+            f"{path.parent} cannot be made: {exc.strerror}", "set HOSTAGENT_CACHE to a folder that you may write to"
+        ) from exc
 
 
 _SAYABLE = {

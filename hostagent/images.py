@@ -31,6 +31,7 @@ from hostagent.progress import Progress
 from hostagent.qemu.programs import find_program
 
 _PIECE = 2**20
+_FETCHED = ("http://", "https://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +73,7 @@ async def obtain_image(candidates: Sequence[ImageSource], cache: Path, progress:
         return replace(image, notes=notes + image.notes)
     if len(passed_over) == 1:
         raise passed_over[0]
-    reasons = "".join(f"\n- {error.message}" for error in passed_over)
+    reasons = "".join(f"\n- {message}" for message in dict.fromkeys(error.message for error in passed_over))
     hints = dict.fromkeys(error.hint for error in passed_over)
     raise UserError(f"no image can be had:{reasons}", "; or ".join(hints) or "add an entry to images")
 
@@ -83,15 +84,23 @@ async def _obtain(source: ImageSource, cache: Path, progress: Progress) -> Image
     if source.location is None:
         raise ValueError("an image source needs a location or a build")
     disk = await _file(source.location, source.digest, cache, progress)
-    image_format = await _check_image(disk, source)
+    again = _location_hint(source.location, disk)
+    image_format = await _check_image(disk, source.location, again)
     kernel = await _file(source.kernel, source.kernel_digest, cache, progress) if source.kernel else None
     initrd = await _file(source.initrd, source.initrd_digest, cache, progress) if source.initrd else None
-    return Image(disk, image_format, kernel, initrd, source.command_line, source.location)
+    return Image(disk, image_format, kernel, initrd, source.command_line, source.location, again=again)
+
+
+def _location_hint(location: str, disk: Path) -> str:
+    """What to do when `disk` cannot be used."""
+    if location.startswith(_FETCHED):
+        return f"delete {disk}, so that it is downloaded again, or correct the location of the image"
+    return "correct the location of the image"
 
 
 async def _file(location: str, digest: str | None, cache: Path, progress: Progress) -> Path:
     """A complete and verified file on this machine."""
-    if location.startswith(("http://", "https://")):
+    if location.startswith(_FETCHED):
         return await fetch(location, digest, cache, progress)
     scheme, separator, _ = location.partition("://")
     if separator and scheme != "file":
@@ -117,26 +126,26 @@ def _check_local(path: Path, digest: str | None, progress: Progress) -> None:
         raise UserError(f"{path} does not have the digest {digest}", "fetch the file again, or correct the digest")
 
 
-async def _check_image(disk: Path, source: ImageSource) -> str:
+async def _check_image(disk: Path, location: str, again: str) -> str:
     """The format of the image, which must be whole and stand alone."""
     with disk.open("rb") as file:
         head = file.read(4)
     if head != b"QFI\xfb":
         if await trio.to_thread.run_sync(_looks_like_a_disk, disk):
             return "raw"
-        raise _not_an_image(source, "it is neither qcow2 nor a raw disk")
+        raise _not_an_image(location, again, "it is neither qcow2 nor a raw disk")
     facts = await _qemu_img("info", "--output=json", disk)
     if facts is None:
-        raise _not_an_image(source, "its header is damaged")
+        raise _not_an_image(location, again, "its header is damaged")
     if "backing-filename" in json.loads(facts):
-        raise _not_an_image(source, "it needs another file as its backing file")
-    if source.digest is None and await _qemu_img("check", "-q", disk) is None:
-        raise _not_an_image(source, "it is damaged or not complete")
+        raise _not_an_image(location, again, "it needs another file as its backing file")
+    if await _qemu_img("check", "-q", disk) is None:
+        raise _not_an_image(location, again, "it is damaged or not complete")
     return "qcow2"
 
 
-def _not_an_image(source: ImageSource, why: str) -> UserError:
-    return UserError(f"{source.location} cannot be used as a disk image: {why}", "correct the location of the image")
+def _not_an_image(location: str, again: str, why: str) -> UserError:
+    return UserError(f"{location} cannot be used as a disk image: {why}", again)
 
 
 def _looks_like_a_disk(disk: Path) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ class LaunchPlan:
     """Set for every command that `hostagent shell` starts."""
     host_forwards: tuple[HostForward, ...] = ()
     """QEMU's own forwards; used by the benchmark only."""
+    configuration: dict[str, Any] = field(default_factory=dict)
+    """The resolved configuration that the machine was started with; one that is read later tells its changes by it."""
+    rules_added: int = 0
+    """How many rules were ever added to the configuration's: the number in the name of the newest one."""
 
     def machine(self, paths: InstancePaths) -> MachineSpec:
         """The machine that QEMU is to be."""

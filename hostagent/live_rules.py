@@ -38,7 +38,7 @@ class Reloaded:
     rules: RuleSet
     warnings: tuple[str, ...]
     restart: tuple[str, ...]
-    """Keys that have changed and take effect only when the instance is started again."""
+    """Keys with other values than the instance was started with, which take effect when it is started again."""
 
 
 class LiveRules:
@@ -62,10 +62,10 @@ class LiveRules:
             added = [rule for rule in rules.rules if rule.name.startswith(ADDED)]
             if len(added) >= MAX_ADDED:
                 raise UserError(f"{MAX_ADDED} rules were added already", "remove some, or write them into config.yaml")
-            number = 1 + max((int(rule.name.removeprefix(ADDED)) for rule in added), default=0)
+            number = self._plan.rules_added + 1  # never one that was removed: a script may still mean that by it
             answer = await self._read({"entry": dict(entry), "name": f"{ADDED}{number}"})
             rule = forward_rule(answer["rule"])
-            await self._use(replace(rules, rules=(rule, *rules.rules)))
+            await self._use(replace(rules, rules=(rule, *rules.rules)), number)
             return rule, tuple(answer["warnings"])
 
     async def remove(self, name: str) -> ForwardRule:
@@ -87,8 +87,8 @@ class LiveRules:
             await self._use(replace(fresh, rules=(*added, *fresh.rules)))
             return Reloaded(self.rules, tuple(answer["warnings"]), tuple(answer["restart"]))
 
-    async def _use(self, rules: RuleSet) -> None:
-        plan = replace(self._plan, forwarding=rules)
+    async def _use(self, rules: RuleSet, rules_added: int | None = None) -> None:
+        plan = replace(self._plan, forwarding=rules, rules_added=rules_added or self._plan.rules_added)
         try:
             await trio.to_thread.run_sync(write_plan, self._paths.launch_plan, plan)
         except OSError as exc:

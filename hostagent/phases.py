@@ -23,12 +23,15 @@ class ShownPhases:
 
     @contextmanager
     def shown(self, phase: Phase) -> Iterator[list[str]]:
-        """Run a block as `phase`; the texts that the block puts into the list become the detail of its end."""
+        """Run a block as `phase`; the texts that the block puts into the list become the detail of its end.
+
+        One that is interrupted has not failed, and ends without a word.
+        """
         details: list[str] = []
         self._report(self._clock.begin(phase, time.monotonic()))
         try:
             yield details
-        except BaseException as exc:
+        except Exception as exc:
             why = exc.message if isinstance(exc, UserError) else type(exc).__name__
             self._report(self._clock.fail(time.monotonic(), why))
             raise

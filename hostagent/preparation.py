@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from hostagent.cidata import Account, Seed, write_seed
+from hostagent.config.resolved import dump_resolved
 from hostagent.config.rules import rule_set
 from hostagent.config.schema import Config
 from hostagent.config.schema import Image as ConfiguredImage
@@ -94,6 +96,7 @@ def _plan(
         firmware=_firmware(config.arch, image),
         forwarding=forwarding,
         environment=tuple(sorted(config.env.items())),
+        configuration=json.loads(dump_resolved(config)),
     )
 
 

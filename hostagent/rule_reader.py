@@ -20,6 +20,7 @@ from hostagent.config.rules import forward_rules, rule_set
 from hostagent.config.schema import Config
 from hostagent.errors import UserError
 from hostagent.guest_account import account_of, socket_variables
+from hostagent.launch_plan import read_plan
 from hostagent.paths import InstancePaths
 
 _LIVE = {"portForwards", "forwardDefault", "forwarding"}
@@ -68,12 +69,9 @@ class Rules:
         }
 
     def _running(self) -> Config:
-        try:
-            return load_resolved(self.paths.resolved_config.read_bytes(), str(self.paths.resolved_config))
-        except OSError as exc:
-            raise UserError(
-                f"{self.paths.resolved_config} cannot be read: {exc.strerror}", "run `hostagent up` with the file again"
-            ) from exc
+        """What the machine was started with, which a configuration that was read since does not change."""
+        plan = read_plan(self.paths.launch_plan)
+        return load_resolved(json.dumps(plan.configuration), str(self.paths.launch_plan))
 
 
 def _without_place(path: str, message: str) -> str:

@@ -1,6 +1,7 @@
 """The ends of a forward as one types them: "8080", "3000-3009", "any:80", "[::1]:80", "0.0.0.0:53", "/run/docker.sock".
 
-Only the shape is read here, into the keys of `portForwards`; what may stand there is for the schema to say.
+`localhost` is both loopback addresses, as `hostagent ports` shows them: what a rule means that names no address. Only
+the shape is read here, into the keys of `portForwards`; what may stand there is for the schema to say.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ if TYPE_CHECKING:
     from hostagent.api_shapes import RuleRequest
 
 _END = re.compile(
-    r"(?:(?P<address>\[[^\[\]]+\]|[^:/\[\]]+):)?(?P<first>[0-9]{1,5})(?:-(?P<last>[0-9]{1,5}))?|(?P<only>\[[^\[\]]+\]|any)"
+    r"(?:(?P<address>\[[^\[\]]+\]|[^:/\[\]]+):)?(?P<first>[0-9]{1,5})(?:-(?P<last>[0-9]{1,5}))?|(?P<only>\[[^\[\]]+\]|any|localhost)"
 )
+_LOOPBACK = "localhost"
 _HINT = "write PORT, FIRST-LAST, ADDRESS:PORT, [ADDRESS]:PORT for IPv6, or a socket's path with a / in it"
 
 
@@ -33,7 +35,8 @@ def _keys(text: str, side: str) -> RuleRequest:
     if (match := _END.fullmatch(text)) is None:
         raise UserError(f"{text!r} is no end of a forward", _HINT)
     keys: dict[str, object] = {}
-    if address := match["address"] or match["only"]:
+    address = match["address"] or match["only"]
+    if address and address.lower() != _LOOPBACK:
         keys[f"{side}IP"] = address.strip("[]")
         if address == "0.0.0.0" and side == "guest":  # noqa: S104  (words, nothing is bound)
             keys["guestIPMustBeZero"] = True

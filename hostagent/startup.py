@@ -79,7 +79,7 @@ async def _unless_ended(work: Callable[[], Awaitable[None]], ended_by: Collectio
 
 async def _up(request: StartupRequest, phases: ShownPhases, foreground: bool, show: Show) -> None:
     paths = request.paths
-    with _folder(paths) as used, ExitStack() as kept:
+    with _folder(paths, show) as used, ExitStack() as kept:
         async with _prepare_alone(paths, show):
             if is_locked(paths.lock):
                 used.append(paths)
@@ -106,15 +106,18 @@ def _say_running(request: StartupRequest, show: Show) -> None:
     show({"event": "notice", "message": f"{paths.name} is running already"})
     if not request.from_instance and paths.config.read_text(encoding="utf-8") != request.loaded.text:
         message = (
-            "it runs with an older configuration: `hostagent config reload` with the file changes its forwards, "
+            "it runs with another configuration: `hostagent config reload` with the file changes its forwards, "
             f"`hostagent down {paths.name}` and then `up` all of it"
         )
         show({"event": "warning", "message": message})
 
 
 @contextmanager
-def _folder(paths: InstancePaths) -> Iterator[list[InstancePaths]]:
-    """Make the instance's folder; remove it again if it is new and the block neither ends well nor started QEMU."""
+def _folder(paths: InstancePaths, show: Show) -> Iterator[list[InstancePaths]]:
+    """Make the instance's folder; remove it again if it is new and the block neither ends well nor started QEMU.
+
+    Whoever interrupts a start is told so; an error speaks for itself.
+    """
     new = not paths.directory.exists()
     if not new and not is_instance(paths) and any(paths.directory.iterdir()):
         # `delete` would remove all of it one day.
@@ -127,11 +130,18 @@ def _folder(paths: InstancePaths) -> Iterator[list[InstancePaths]]:
         raise UserError(
             f"{paths.directory} cannot be made: {exc.strerror}", "set HOSTAGENT_HOME to a folder you may write to"
         ) from exc
+    interrupted = True
     try:
         yield used
+        interrupted = False
+    except Exception:
+        interrupted = False
+        raise
     finally:
         if new and not used and not paths.serial_log.exists():
             shutil.rmtree(paths.directory)
+            if interrupted:
+                show({"event": "notice", "message": f"nothing is left of {paths.name}"})
 
 
 @asynccontextmanager

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hostagent.config.loader import LoadedConfig, load_config, read_config
+from hostagent.config.mistakes import nearest
 from hostagent.config.templates import template_names, template_text
 from hostagent.errors import UserError
+from hostagent.instances import is_instance
 from hostagent.paths import InstancePaths, check_name, home
 
 DEFAULT = "default"
@@ -27,10 +29,10 @@ class StartupRequest:
 def startup_request(argument: str | None, name: str | None) -> StartupRequest:
     """Resolve what the user typed; raises `UserError`. In doubt it is an instance, since that loses nothing.
 
-    Without an argument: the only instance there is, or the default template where there is none.
+    Without an argument: the instance `name`, or the only one there is; the default template where there is none.
     """
     if argument is None:
-        argument = name or _only_instance()
+        argument = DEFAULT if name else _only_instance()
     path = Path(argument)
     if path.suffix.lower() in _CONFIG_SUFFIXES or "/" in argument:
         paths = InstancePaths.of(name or _name_from(path))
@@ -41,15 +43,25 @@ def startup_request(argument: str | None, name: str | None) -> StartupRequest:
     if argument in template_names():
         loaded = load_config(template_text(argument).encode(), f"template {argument}")
         return StartupRequest(paths, loaded, from_instance=False)
+    near = nearest(argument, (*_instance_names(), *template_names()))
     raise UserError(
         f"{argument!r} is no instance, no template and no configuration file",
-        f"templates are {', '.join(template_names())}; the name of a configuration file ends in .yaml",
+        (f"did you mean {near!r}? " if near else "")
+        + f"templates are {', '.join(template_names())}; the name of a configuration file ends in .yaml",
+    )
+
+
+def _instance_names() -> list[str]:
+    folders = home().iterdir() if home().is_dir() else ()
+    return sorted(
+        path.name
+        for path in folders
+        if path.is_dir() and not path.name.startswith(".") and is_instance(InstancePaths(path))
     )
 
 
 def _only_instance() -> str:
-    folders = home().iterdir() if home().is_dir() else ()
-    names = sorted(path.name for path in folders if path.is_dir() and not path.name.startswith("."))
+    names = _instance_names()
     if len(names) > 1:
         raise UserError("there is more than one instance", f"name one of: {', '.join(names)}")
     return names[0] if names else DEFAULT

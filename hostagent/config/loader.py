@@ -32,7 +32,7 @@ MAX_BYTES: Final = 1 << 20
 """Size of a file; a real one has a few kilobytes."""
 
 _ARCH_ALIASES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
-_START_HINT: Final = "start from a template: `hostagent up default` needs no file"
+_EMPTY_HINT: Final = "the least that a configuration says is `images: [{build: debian-12}]`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +74,7 @@ def load_config(data: bytes, name: str, host: HostDefaults | None = None) -> Loa
     except YamlError as exc:
         raise ConfigError.of(name, [exc.mistake]) from exc
     if root is None or (isinstance(root, Scalar) and root.plain and root.text in ("", "~", "null")):
-        raise ConfigError(f"{printable(name)}: is empty", _START_HINT)
+        raise ConfigError(f"{printable(name)}: is empty", _EMPTY_HINT)
     if not isinstance(root, Mapping):
         mistake = Mistake(
             root.place.line, root.place.column, "", "the file must be a mapping, with lines like `cpus: 2`"
@@ -97,7 +97,7 @@ def _read(path: Path) -> bytes:
         finally:
             os.close(descriptor)
     except FileNotFoundError as exc:
-        raise ConfigError(f"there is no file {name}", f"check the path; or {_START_HINT}") from exc
+        raise ConfigError(f"there is no file {name}", "check the path") from exc
     except PermissionError as exc:
         raise ConfigError(f"{name} cannot be read: permission denied", "check its mode with `ls -l`") from exc
     except (OSError, ValueError) as exc:

@@ -33,6 +33,11 @@ def _default_host_port_range(data: dict[str, Any]) -> tuple[int, int]:
     return (data["host_port"], data["host_port"]) if data["host_port"] else ports
 
 
+def _guest_has_ports(info: ValidationInfo) -> bool:
+    """Whether the guest's side is no socket. One that is wrong is a socket all the same, and the only mistake told."""
+    return info.data.get("guest_socket", "wrong") is None
+
+
 class PortForward(Model):
     """One rule of `portForwards`, of Lima's shape, with its defaults filled in; the first rule that matches holds.
 
@@ -105,7 +110,7 @@ class PortForward(Model):
     @classmethod
     def _host_port_has_one_guest_port(cls, port: int | None, info: ValidationInfo) -> int | None:
         guest = info.data.get("guest_port_range")
-        if port and guest and not info.data.get("guest_socket") and (count := _span(guest)) > 1:
+        if port and guest and _guest_has_ports(info) and (count := _span(guest)) > 1:
             raise ValueError(f"one host port cannot stand for {count} guest ports: give guestPort or hostPortRange")
         return port
 
@@ -116,7 +121,7 @@ class PortForward(Model):
         if info.data.get("guest_socket"):
             if ports != ALL_PORTS and _span(ports) > 1:
                 raise ValueError("guestSocket can be forwarded to one port only")
-        elif guest and _span(guest) != _span(ports):
+        elif guest and _guest_has_ports(info) and _span(guest) != _span(ports):
             raise ValueError(f"has {_span(ports)} ports, and the guest's side has {_span(guest)}")
         return ports
 
@@ -126,7 +131,7 @@ class PortForward(Model):
         if socket and info.data.get("host_port"):
             raise ValueError("a rule has either hostPort or hostSocket, not both")
         guest = info.data.get("guest_port_range")
-        if socket and guest and not info.data.get("guest_socket") and _span(guest) > 1:
+        if socket and guest and _guest_has_ports(info) and _span(guest) > 1:
             raise ValueError("needs one guestPort or a guestSocket, not a range")
         return socket
 
@@ -142,7 +147,7 @@ class PortForward(Model):
     def _names_both_ends(cls, standing: bool, info: ValidationInfo) -> bool:
         """What exists before the guest has opened anything must be named one by one."""
         guest = info.data.get("guest_port_range")
-        if standing and guest and not info.data.get("guest_socket"):
+        if standing and guest and _guest_has_ports(info):
             _check_countable(guest)
         if standing and info.field_name == "static" and info.data.get("reverse"):
             raise ValueError("a reverse forward always listens at once: leave static out")
@@ -166,7 +171,7 @@ class PortForward(Model):
     @field_validator("wait")
     @classmethod
     def _only_static_forwards_wait(cls, wait: float, info: ValidationInfo) -> float:
-        if wait and info.data.get("static") is False and not info.data.get("guest_socket"):
+        if wait and info.data.get("static") is False and _guest_has_ports(info):
             raise ValueError("only a static forward has connections that can wait: add static")
         return wait
 
@@ -179,6 +184,9 @@ class PortForward(Model):
 
 def _check_countable(ports: tuple[int, int]) -> None:
     if ports == ALL_PORTS:
-        raise ValueError("needs guestPort, guestPortRange or guestSocket: it cannot be all ports")
+        raise ValueError(
+            f"needs guestPort, guestPortRange or guestSocket: it would open all ports at once, and may open "
+            f"{MAX_STANDING_PORTS}"
+        )
     if (count := _span(ports)) > MAX_STANDING_PORTS:
         raise ValueError(f"would open {count} ports at once, and may open {MAX_STANDING_PORTS}")

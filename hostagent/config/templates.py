@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from typing import Final
 
 from hostagent.config.mistakes import nearest, quoted
@@ -28,4 +29,9 @@ def template_text(name: str) -> str:
         near = nearest(name, names)
         hint = f"did you mean {near!r}?" if near else f"there are {', '.join(names)}"
         raise UserError(f"there is no template {quoted(name)}", hint)
-    return (_FOLDER / f"{name}{_SUFFIX}").read_text(encoding="utf-8")
+    return template_path(name).read_text(encoding="utf-8")
+
+
+def template_path(name: str) -> Traversable:
+    """The file of the template `name`, to copy from."""
+    return _FOLDER / f"{name}{_SUFFIX}"

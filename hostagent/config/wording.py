@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from hostagent.config.mistakes import quoted
+from hostagent.config.templates import DEFAULT_TEMPLATE, template_path
 from hostagent.config.values import GIB, MIB
 
 UNKNOWN_KEY: Final = "extra_forbidden"
@@ -16,6 +18,9 @@ _YAML_1_1_BOOLEANS: Final = frozenset({"yes", "no", "on", "off", "y", "n"})
 _MAPPING: Final = "must be a mapping of keys to values"
 _LIST: Final = "must be a list"
 _TWO_PORTS: Final = "a range is two ports, [first, last]"
+
+_LEAST: Final = "`images: [{build: debian-12}]`"
+_WORD: Final = re.compile(r"'([^']*)'")
 
 _SENTENCES: Final[Mapping[str, str]] = {
     "int_type": "must be a whole number",
@@ -43,7 +48,7 @@ def explained(error: Mapping[str, Any]) -> str:
     if not (sentence := _SENTENCES.get(kind)):
         return str(error["msg"])
     text = sentence.format_map({key: _shown(value, error["loc"]) for key, value in context.items()})
-    return text + _instead(error) if text.startswith("must be ") else text
+    return text + _instead(error) + _meant(error) if text.startswith("must be ") else text
 
 
 def _shown(value: object, loc: tuple[str | int, ...]) -> str:
@@ -66,6 +71,17 @@ def _instead(error: Mapping[str, Any]) -> str:
     return f", not {quoted(value) if isinstance(value, str) else quoted(_shown(value, error['loc']))[1:-1]}"
 
 
+def _meant(error: Mapping[str, Any]) -> str:
+    """The word that was meant, where it differs in nothing but signs and case: all are listed anyway."""
+    words = _WORD.findall(str(error.get("ctx", {}).get("expected", "")))
+    meant = [word for word in words if _letters(word) == _letters(str(error["input"]))]
+    return f"; did you mean {meant[0]!r}?" if meant else ""
+
+
+def _letters(word: str) -> str:
+    return "".join(char for char in word.lower() if char.isalnum())
+
+
 def _boolean(error: Mapping[str, Any]) -> str:
     value = error["input"]
     if isinstance(value, str) and value.lower() in _YAML_1_1_BOOLEANS:
@@ -80,7 +96,11 @@ def _length(error: Mapping[str, Any]) -> str:
 
 
 def _missing(error: Mapping[str, Any]) -> str:
-    return f"is missing: {_TWO_PORTS}" if isinstance(error["loc"][-1], int) else "is missing"
+    if isinstance(error["loc"][-1], int):
+        return f"is missing: {_TWO_PORTS}"
+    if error["loc"] == ("images",):
+        return f"is missing: write {_LEAST}, or copy those of {template_path(DEFAULT_TEMPLATE)}"
+    return "is missing"
 
 
 _SPECIAL: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {

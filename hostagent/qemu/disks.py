@@ -22,14 +22,20 @@ from hostagent.qemu.programs import find_program
 ROOM_TO_START = 256 * 2**20
 """Bytes that must be free where the disk is: less than a first boot writes, and a full disk stops the guest."""
 
+_LEAKS_ONLY = 3
+"""Of `qemu-img check` (qemu-img(1)): clusters are leaked, no data is affected."""
+
 
 async def prepare_disk(disk: Path, image: Image, size: int) -> str:
     """Make the overlay `disk` on `image`, or enlarge the one there is to `size` bytes; returns what was done.
 
-    Raises `UserError` when there is no room, the image that the disk needs has gone, or qemu-img is missing or fails.
+    Raises `UserError` when there is no room, the image that the disk needs has gone or is damaged, or qemu-img is
+    missing or fails.
     """
     _check_room(disk.parent)
     if not disk.exists():
+        if not await _is_whole(image.disk, image.format):
+            raise _damaged(image.disk, image.again)
         await _create(disk, image, size)
         return f"new, {_gib(size)}"
     found = await _info(disk)
@@ -39,6 +45,9 @@ async def prepare_disk(disk: Path, image: Image, size: int) -> str:
             f"the image that {disk} is made from has gone: {backing}",
             "bring it back (a built image can be built again), or delete the instance",
         )
+    if isinstance(backing, str) and not await _is_whole(Path(backing), str(found.get("backing-filename-format"))):
+        again = image.again if Path(backing) == image.disk else f"delete {backing}"
+        raise _damaged(Path(backing), f"{again}; and delete the instance, whose disk is made from what it was")
     present = found["virtual-size"]
     assert isinstance(present, int)
     if present < size:
@@ -60,6 +69,21 @@ async def _create(disk: Path, image: Image, size: int) -> None:
         str(fresh), str(max(size, image_size)),
     )  # fmt: skip
     fresh.replace(disk)
+
+
+async def _is_whole(path: Path, image_format: str) -> bool:
+    """Whether all that the image says it has is there, which takes 30 ms. A raw one says nothing of itself."""
+    if image_format != "qcow2":
+        return True
+    command = [str(find_program("qemu-img")), "check", "-q", "-U", "-f", "qcow2", str(path)]
+    done = await trio.run_process(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False
+    )
+    return done.returncode in (0, _LEAKS_ONLY)
+
+
+def _damaged(path: Path, hint: str) -> UserError:
+    return UserError(f"the image {path} is damaged or not complete", hint)
 
 
 async def _info(path: Path) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 from hostagent.config.loader import HostDefaults, load_config
@@ -22,8 +23,9 @@ def configure(folder: Path, text: str, host: HostDefaults | None = None) -> tupl
     paths = InstancePaths(folder)
     loaded = load_config((IMAGES + text).encode(), "config.yaml", host)
     rules = rule_set(loaded.config, socket_variables(paths, account_of(loaded.config)))
-    plan = dataclasses.replace(PLAN, forwarding=rules)
+    resolved = dump_resolved(loaded.config)
+    plan = dataclasses.replace(PLAN, forwarding=rules, configuration=json.loads(resolved))
     paths.config.write_text(loaded.text, encoding="utf-8")
-    paths.resolved_config.write_text(dump_resolved(loaded.config), encoding="utf-8")
+    paths.resolved_config.write_text(resolved, encoding="utf-8")
     write_plan(paths.launch_plan, plan)
     return paths, plan

@@ -21,6 +21,7 @@ from hostagent.errors import UserError
 from hostagent.event_log import EventLog
 from hostagent.forward_rules import RuleSet
 from hostagent.forwards import Endpoint, Forward, ForwardState, Traffic
+from hostagent.launch_plan import read_plan
 from hostagent.live_rules import LiveRules
 from hostagent.paths import InstancePaths
 from protocol.ports import PortOwner, Protocol
@@ -49,7 +50,9 @@ class FakeInstance:
     def __init__(self, folder: Path = Path("/nonexistent")) -> None:
         self.events = EventLog()
         self.applied: list[RuleSet] = []
-        self.rules = LiveRules(InstancePaths(folder), PLAN, self.applied.append)
+        paths = InstancePaths(folder)
+        plan = read_plan(paths.launch_plan) if paths.launch_plan.exists() else PLAN
+        self.rules = LiveRules(paths, plan, self.applied.append)
         self.listed: list[Forward] = [web_forward()]
         self.stops: list[bool] = []
         self.stopped = trio.Event()

@@ -97,11 +97,29 @@ def test_completion_knows_commands_instances_and_templates(home: Path) -> None:
     (home / "box" / "config.yaml").touch()
     (home / "barn").mkdir()
     (home / "barn" / "config.yaml").touch()
+    (home / "backups").mkdir()
     assert "plain,ports" in complete(home, "po")
     assert complete(home, "down", "b") == ["plain,barn", "plain,box"]
     assert "plain,debian-12" in complete(home, "up", "deb")
-    assert "file,conf" in complete(home, "up", "conf")
     assert complete(home / "nowhere", "down", "b") == []
+
+
+def test_completion_knows_files_beside_all_else(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (home / "box").mkdir()
+    (home / "box" / "config.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    for file in ("conf.yaml", "other.YML", "notes.txt", ".hidden.yaml", "folder/web.yaml", "folder/sub/x"):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).touch()
+    files = ["plain,conf.yaml", "plain,folder/", "plain,other.YML"]
+    assert complete(home, "validate", "") == files
+    assert complete(home, "config", "reload", "") == ["plain,box", *files]
+    offered = complete(home, "up", "")
+    assert {"plain,box", "plain,default", *files} <= set(offered)
+    assert complete(home, "up", "folder/") == ["plain,folder/sub/", "plain,folder/web.yaml"]
+    assert complete(home, "validate", f"{tmp_path}/con") == [f"plain,{tmp_path}/conf.yaml"]
+    assert complete(home, "validate", ".h") == ["plain,.hidden.yaml"]
+    assert complete(home, "validate", "nowhere/") == []
 
 
 def test_the_list_with_a_running_instance(served: ServedInstance, home: Path) -> None:

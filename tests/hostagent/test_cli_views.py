@@ -201,13 +201,19 @@ def test_checks_with_their_next_steps() -> None:
     ]
 
 
+SOURCES = [
+    {"name": "tracefs", "live": False, "reason": "locked down", "wakeups": 0},
+    {"name": "sock_diag", "live": True, "reason": "", "wakeups": 4},
+]
+
+
 def test_a_status_says_everything_in_it() -> None:
     document = {
         "state": "running",
         "since": 1_000.0,
         "memory": 1 << 30,
         "error": "",
-        "guest_agent": {"present": True, "sources": [{"name": "tracefs", "live": False, "reason": "locked down"}]},
+        "guest_agent": {"present": True, "sources": SOURCES},
         "capabilities": ["tcp", "udp"],
     }
     lines = cli_views.status_lines(document, 1_060.0)
@@ -219,7 +225,8 @@ def test_a_status_says_everything_in_it() -> None:
         "guest agent:",
         "  present: yes",
         "  sources:",
-        "    - name tracefs, live no, reason locked down",
+        "    - tracefs: live no, reason locked down, wakeups 0",
+        "    - sock_diag: live yes, wakeups 4",
         "capabilities: tcp, udp",
     ]
 
@@ -227,6 +234,12 @@ def test_a_status_says_everything_in_it() -> None:
 def test_an_event_as_a_line() -> None:
     event: Any = {"id": 3, "time": 0.0, "kind": "phase", "phase": "hello", "seconds": 1.23456, "reason": "a b"}
     assert cli_views.event_line(event).endswith("  phase    phase=hello seconds=1.235 a b")
+
+
+@pytest.mark.parametrize(("missed", "words"), [(3, "missed=3 events before"), (None, "there was no such id yet")])
+def test_events_that_are_gone_are_said_in_words(missed: int | None, words: str) -> None:
+    event: Any = {"id": 3, "time": 0.0, "kind": "lost", "missed": missed}
+    assert f"  lost     {words}" in cli_views.event_line(event)
 
 
 def test_moments_that_no_calendar_has_are_no_error() -> None:

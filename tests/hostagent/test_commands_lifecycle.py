@@ -13,6 +13,7 @@ from hostagent import commands_lifecycle, shutdown, startup
 from hostagent.cli import cli
 from hostagent.instance_lock import try_lock
 from hostagent.paths import InstancePaths
+from tests.documents import problems
 from tests.fakes.command_line import COMMAND, on_terminal, run
 from tests.fakes.served_instance import ServedInstance, served_in_thread
 
@@ -84,6 +85,7 @@ def test_down_says_what_was_needed(served: ServedInstance, home: Path, monkeypat
     assert CliRunner().invoke(cli, ["down"]).output.endswith("by way of: guest agent\n")
     document = json.loads(CliRunner().invoke(cli, ["down", "box", "--force", "--json"]).stdout)
     assert (document["name"], document["stopped_by"]) == ("box", "kill")
+    assert problems(document, "Shutdown") == []
     assert served.instance.stops == [False, True]
 
 
@@ -102,7 +104,8 @@ def test_delete_asks_on_a_terminal(home: Path) -> None:
         with on_terminal(*COMMAND, "delete", "box", home=home) as terminal:
             terminal.expect(b"everything on its disk? [y/N]")
             terminal.type(answer)
-            assert terminal.end() == (130 if left else 0)
+            terminal.expect(b"nothing was deleted" if left else b"box is deleted")
+            assert terminal.end() == (1 if left else 0)
         assert (home / "box").exists() is left
 
 

@@ -46,6 +46,15 @@ def test_add_list_and_remove(served: ServedInstance, home: Path) -> None:
     assert [rule.name for rule in served.instance.applied[-1].rules] == ["added.2"]
 
 
+def test_names_of_added_rules_are_completed(served: ServedInstance, home: Path) -> None:
+    environment = {"_HOSTAGENT_COMPLETE": "bash_complete", "COMP_WORDS": "hostagent forward remove", "COMP_CWORD": "3"}
+    assert run(home=home, env=environment).stdout == b"\n"
+    run("forward", "add", "80", home=home)
+    assert run(home=home, env=environment).stdout == b"plain,added.1\n"
+    served.end()
+    assert run(home=home, env=environment).stdout == b"\n", "nobody is told while one types"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -53,6 +62,7 @@ def test_add_list_and_remove(served: ServedInstance, home: Path) -> None:
         (("add", "80", "0.0.0.0"), b"error: '0.0.0.0' is no end of a forward"),
         (("add", "80", "99999"), b"error: hostPort: must be at most 65535, not 99999"),
         (("add", "80", "--wait", "3"), b"error: wait: only a static forward"),
+        (("remove", ""), b"error: the rule's name is missing\nhint: `hostagent forward list`"),
         (("remove", "added.9"), b"error: there is no rule 'added.9'\nhint: `hostagent forward list`"),
     ],
 )
@@ -65,10 +75,11 @@ def test_what_a_user_can_mend(served: ServedInstance, home: Path, arguments: tup
 
 def test_the_configuration_is_read_again(served: ServedInstance, home: Path) -> None:
     file = home / "box" / "config.yaml"
-    file.write_text(IMAGES + "cpus: 1\nportForwards:\n- {guestPort: 80, hostPort: 8080}\n- {guestPort: 80}\n")
+    file.write_text(IMAGES + "cpus: 7\nportForwards:\n- {guestPort: 80, hostPort: 8080}\n- {guestPort: 80}\n")
     done = run("config", "reload", home=home)
     assert done.stdout.startswith(b"2 rules hold\n")
     assert b"config.yaml:5:4: portForwards.1.guestPort: can never match: portForwards.0 above has all" in done.stderr
+    assert b"cpus: after `hostagent down`" in run("config", "reload", home=home).stdout, "said for as long as it is so"
     other = home / "other.yaml"
     other.write_text(IMAGES + "forwardDefault: none\n")
     document = json.loads(run("config", "reload", str(other), "--name", "box", "--json", home=home).stdout)

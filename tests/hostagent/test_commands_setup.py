@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -50,3 +52,30 @@ def test_completion_scripts_are_for_our_command(tmp_path: Path, shell: str) -> N
     assert b"_HOSTAGENT_COMPLETE=" in script
     if interpreter := shutil.which(shell):
         subprocess.run([interpreter, "-n"], input=script, check=True)
+
+
+def test_bash_takes_words_folders_and_names_with_blanks(tmp_path: Path) -> None:
+    home, files, programs = tmp_path / "home", tmp_path / "files", tmp_path / "programs"
+    for folder in (home / "box", files / "folder", programs):
+        folder.mkdir(parents=True)
+    (home / "box" / "config.yaml").touch()
+    (files / "my vm.yaml").touch()
+    (programs / "hostagent").write_text(f"#!/bin/sh\nexec {sys.executable} -m hostagent\n")
+    (programs / "hostagent").chmod(0o700)
+    asked = """
+        compopt() { echo compopt "$@"; }  # only a shell that is typed into has it
+        COMP_WORDS=(hostagent up "$1") COMP_CWORD=2
+        _hostagent_completion hostagent
+        printf '%s\n' "${COMPREPLY[@]}"
+    """
+    script = run("completion", "bash", home=home).stdout.decode() + asked
+    environment = {**os.environ, "HOSTAGENT_HOME": str(home), "PATH": f"{programs}:{os.environ['PATH']}"}
+
+    def candidates(word: str) -> list[str]:
+        words = ["bash", "-c", script, "bash", word]
+        done = subprocess.run(words, env=environment, cwd=files, capture_output=True, text=True, check=True)
+        return done.stdout.splitlines()
+
+    assert candidates("b") == ["box"]
+    assert candidates("my") == ["my\\ vm.yaml"]
+    assert candidates("fol") == ["compopt -o nospace", "folder/"]

@@ -96,6 +96,17 @@ def test_watching_on_a_terminal_redraws_in_place(served: ServedInstance, home: P
     assert [line.split()[:2] for line in screen.lines][:2] == [["STATE", "HOST"], ["conflict", "localhost:8080"]]
 
 
+def test_a_window_of_another_size_is_drawn_to_at_once(served: ServedInstance, home: Path) -> None:
+    with on_terminal(*COMMAND, "ports", "--watch", home=home, columns=40) as terminal:
+        narrow = Screen(30, 40)
+        narrow.write(terminal.expect(FRAME_END).decode())
+        assert narrow.lines == ["STATE      HOST            GUEST", "listening  localhost:8080  0.0.0.0:8080"]
+        terminal.resize(30, 100)
+        wide = Screen(30, 100)
+        wide.write(terminal.expect(FRAME_END).decode())
+        assert wide.lines[0].endswith("TO GUEST  TO HOST")
+
+
 def test_a_table_that_is_taller_than_the_terminal_is_cut(served: ServedInstance, home: Path) -> None:
     served.call(lambda: served.instance.listed.extend(web_forward(port=port) for port in range(1, 100)))
     with on_terminal(*COMMAND, "ports", "--watch", home=home, rows=10) as terminal:
@@ -121,6 +132,7 @@ def test_status_of_a_running_and_of_a_stopped_instance(served: ServedInstance, h
     assert [line for line in problems(document, "Instance") if "not documented" not in line] == []
     text = run("status", home=home).stdout.decode()
     assert "accelerator:\n  name: tcg\n  warning: no KVM\n" in text
+    assert ("\narch: x86_64" in text, "architecture" in text) == (True, False)
     (home / "old").mkdir()
     (home / "old" / "config.yaml").touch()
     stopped = json.loads(run("status", "old", "--json", home=home).stdout)

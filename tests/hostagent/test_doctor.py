@@ -27,6 +27,7 @@ def test_every_finding_that_is_not_fine_has_a_next_step(monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", "/nowhere")
     monkeypatch.setenv("HOSTAGENT_ACCELERATOR", "warp")
     monkeypatch.setenv("HOSTAGENT_HOME", "/proc/" + "x" * 120)
+    monkeypatch.setenv("HOSTAGENT_CACHE", "/proc/cache")
     monkeypatch.setattr(doctor, "_LEAST_DISK", 1 << 80)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     monkeypatch.setattr(os, "access", lambda path, mode: False)
@@ -51,6 +52,12 @@ def test_every_finding_that_is_not_fine_has_a_next_step(monkeypatch: pytest.Monk
 def test_a_folder_that_is_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert doctor.check_folder("home", tmp_path / "file" / "below", "X").state is CheckState.PROBLEM
+
+
+def test_a_folder_that_the_rights_allow_and_the_file_system_refuses() -> None:
+    check = doctor.check_folder("cache", Path("/proc/no-such"), "HOSTAGENT_CACHE")
+    assert (check.state, check.next_step) == (CheckState.PROBLEM, "set HOSTAGENT_CACHE to a folder of yours")
+    assert check.reason.startswith("/proc/no-such cannot be written to, because of /proc: ")
 
 
 @pytest.mark.parametrize(

@@ -67,6 +67,24 @@ async def test_output_errors_and_status_arrive_apart(tmp_path: Path) -> None:
         await guest.streams_over()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "user", "directory", "hint"),
+    [
+        (("/no/such",), USER, "", "check the command's name"),
+        (("true",), USER, "/no/such", "check the folder and the user"),
+        (("true",), "no-such-user", "", "check the user"),
+    ],
+)
+async def test_what_cannot_be_started_says_where_to_look(
+    tmp_path: Path, arguments: tuple[str, ...], user: str, directory: str, hint: str
+) -> None:
+    async with connected_channel(tmp_path) as (channel, *_):
+        with pytest.raises(UserError, match="the guest cannot run it") as caught:
+            async with started(channel, CommandTarget(arguments, (), user, directory, None)):
+                pytest.fail("it runs")
+    assert caught.value.hint == hint
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGRTMIN, signal.SIGRTMIN + 3])
 async def test_a_signal_is_shown_as_a_shell_shows_it(tmp_path: Path, number: int) -> None:
     async with connected_channel(tmp_path) as (channel, *_):

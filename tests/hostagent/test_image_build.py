@@ -20,7 +20,7 @@ from hostagent import image_build
 from hostagent.cidata import guest_files
 from hostagent.errors import UserError
 from hostagent.image_build import Recipe, build_image, check_host, image_of, mmdebstrap_command, recipe_for
-from hostagent.image_cache import Image
+from hostagent.image_cache import Image, entry_lock
 from tests.fakes.silent_progress import SilentProgress
 
 RECIPE = Recipe("debian-12", "amd64", b"overlay")
@@ -150,6 +150,29 @@ async def test_a_cancelled_build_is_stopped_and_leaves_nothing(builder: Builder,
         nursery.cancel_scope.cancel()
     assert (tmp_path / "stopped").read_text() == "stopped\n"
     assert builder.entries == []
+
+
+@pytest.mark.parametrize("name", ["disk.qcow2", "vmlinuz", "initrd.img"])
+async def test_an_image_that_lost_a_file_says_what_to_delete(builder: Builder, name: str) -> None:
+    entry = (await builder.build()).disk.parent
+    (entry / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is missing or empty") as caught:
+        await builder.build()
+    assert str(entry) in caught.value.hint
+    shutil.rmtree(entry)
+    assert (await builder.build()).disk.parent == entry
+
+
+async def test_what_a_killed_build_left_goes_with_the_next_one(builder: Builder) -> None:
+    entry = (await builder.build()).disk.parent
+    shutil.rmtree(entry)
+    key = entry.name.rpartition("-")[0]
+    for left in (f".build-{key}-abc", ".build-debian-13-amd64-0123-abc", ".build-debian-13-amd64-4567-abc"):
+        (entry.parent / left).mkdir()
+        (entry.parent / left / "vmlinuz").touch()
+    async with entry_lock(entry.parent / ".debian-13-amd64-4567.lock", "the other image", SilentProgress()):
+        await builder.build()
+    assert builder.entries == [".build-debian-13-amd64-4567-abc", entry.name], "that one is being built"
 
 
 def test_equal_recipes_have_equal_keys() -> None:

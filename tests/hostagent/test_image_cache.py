@@ -65,6 +65,13 @@ async def test_a_cache_below_a_file_is_said(tmp_path: Path) -> None:
             pass
 
 
+async def test_a_cache_where_there_can_be_no_folder_is_said() -> None:
+    with pytest.raises(UserError, match="/proc/no-such cannot be made") as caught:
+        async with entry_lock(Path("/proc/no-such/lock"), "the image", SilentProgress()):
+            pass
+    assert "HOSTAGENT_CACHE" in caught.value.hint
+
+
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES])
 def test_what_the_user_can_mend_names_the_place_and_the_next_step(number: int) -> None:
     with pytest.raises(UserError, match="/some/place") as caught, disk_errors(Path("/some/place")):

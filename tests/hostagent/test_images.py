@@ -110,6 +110,19 @@ async def test_a_truncated_image_is_refused(tmp_path: Path, qcow2: Path) -> None
         await obtain(tmp_path, ImageSource(str(qcow2)))
 
 
+async def test_a_fetched_image_that_was_damaged_since_can_be_had_again(tmp_path: Path, qcow2: Path) -> None:
+    content = qcow2.read_bytes()
+    async with file_server([Behaviour(content), Behaviour(content)]) as server:
+        source = ImageSource(server.address, digest(content))
+        image = await obtain(tmp_path / "cache", source)
+        image.disk.write_bytes(content[: len(content) // 3])
+        with pytest.raises(UserError, match="damaged or not complete") as caught:
+            await obtain(tmp_path / "cache", source)
+        assert caught.value.hint.startswith(f"delete {image.disk}, so that it is downloaded again")
+        image.disk.unlink()
+        assert (await obtain(tmp_path / "cache", source)).disk.read_bytes() == content
+
+
 async def test_an_image_that_names_another_file_is_refused(tmp_path: Path, qcow2: Path) -> None:
     overlay = tmp_path / "overlay.qcow2"
     await trio.run_process(["qemu-img", "create", "-q", "-f", "qcow2", "-b", qcow2, "-F", "qcow2", overlay])

@@ -35,6 +35,8 @@ PLAN = LaunchPlan(
     ),
     environment=(("http_proxy", "http://192.0.2.1:3128"),),
     host_forwards=(HostForward(2000, 3000, "udp"),),
+    configuration={"cpus": 2, "env": {"A": "b"}},
+    rules_added=16,
 )
 
 

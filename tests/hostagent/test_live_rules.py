@@ -11,10 +11,11 @@ import trio
 from hostagent import live_rules
 from hostagent.errors import UserError
 from hostagent.forward_rules import RuleSet
-from hostagent.launch_plan import read_plan
+from hostagent.launch_plan import read_plan, write_plan
 from hostagent.live_rules import LiveRules
 from hostagent.paths import InstancePaths
 from tests.fakes.configured_instance import IMAGES, configure
+from tests.fakes.instance_folder import PLAN
 
 RULES = "portForwards:\n- {guestPort: 80, hostPort: 8080}\n- {guestPort: 81, ignore: true}\n"
 
@@ -68,6 +69,19 @@ async def test_a_rule_that_is_wrong_changes_nothing(tmp_path: Path, entry: dict[
     assert (changing.names, changing.applied) == (before, [])
 
 
+async def test_no_name_is_given_twice(tmp_path: Path) -> None:
+    """A script that removes a rule twice must not hit another one, not even after the host agent was replaced."""
+    changing = Changing(tmp_path / "box", "")
+    await changing.live.add({"guestPort": 1})
+    await changing.live.add({"guestPort": 2})
+    await changing.live.remove("added.2")
+    await changing.live.remove("added.1")
+    await changing.live.reload("")
+    successor = LiveRules(changing.paths, read_plan(changing.paths.launch_plan), changing.applied.append)
+    rule, _warnings = await successor.add({"guestPort": 3})
+    assert rule.name == "added.3"
+
+
 async def test_a_rule_that_is_not_there(tmp_path: Path) -> None:
     changing = Changing(tmp_path / "box")
     with pytest.raises(UserError, match=r"no rule 'added\.7'"):
@@ -95,6 +109,9 @@ async def test_the_configuration_is_read_again(tmp_path: Path) -> None:
     assert [warning.split(": ", 1)[1] for warning in reloaded.warnings] == [
         "plain: hostagent does not act on this key yet"
     ]
+    assert (await changing.live.reload("")).restart == reloaded.restart, "they still wait for it"
+    changing.paths.config.write_text(IMAGES + RULES)
+    assert set((await changing.live.reload("")).restart) <= {"arch"}, "as it was started"
 
 
 async def test_another_file_becomes_the_configuration(tmp_path: Path) -> None:
@@ -131,8 +148,15 @@ async def test_changes_are_made_one_after_the_other(tmp_path: Path) -> None:
 
 async def test_without_what_a_start_left_behind(tmp_path: Path) -> None:
     changing = Changing(tmp_path / "box")
-    changing.paths.resolved_config.unlink()
-    with pytest.raises(UserError, match="cannot be read"):
+    changing.paths.launch_plan.unlink()
+    with pytest.raises(UserError, match=r"launch\.json cannot be used"):
+        await changing.live.add({"guestPort": 1})
+
+
+async def test_a_plan_of_another_version(tmp_path: Path) -> None:
+    changing = Changing(tmp_path / "box")
+    write_plan(changing.paths.launch_plan, PLAN)
+    with pytest.raises(UserError, match=r"launch\.json is damaged, or was written by another version"):
         await changing.live.add({"guestPort": 1})
 
 

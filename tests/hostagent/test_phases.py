@@ -29,15 +29,22 @@ def test_a_phase_is_shown_when_it_begins_and_ends() -> None:
     ("error", "why"),
     [
         (UserError("no space", "make room"), "no space"),
-        (KeyboardInterrupt(), "KeyboardInterrupt"),
         (ValueError(), "ValueError"),
     ],
 )
-def test_a_phase_that_fails_says_so_and_hides_nothing(error: BaseException, why: str) -> None:
+def test_a_phase_that_fails_says_so_and_hides_nothing(error: Exception, why: str) -> None:
     shown: list[dict[str, object]] = []
     with pytest.raises(type(error)), ShownPhases(shown.append).shown(Phase.DISK):
         raise error
     assert (shown[-1]["state"], shown[-1]["detail"]) == (PhaseState.FAILED, why)
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt(), BaseExceptionGroup("", [KeyboardInterrupt()])])
+def test_a_phase_that_is_interrupted_did_not_fail(interruption: BaseException) -> None:
+    shown: list[dict[str, object]] = []
+    with pytest.raises(type(interruption)), ShownPhases(shown.append).shown(Phase.SEED):
+        raise interruption
+    assert [event["state"] for event in shown] == [PhaseState.STARTED]
 
 
 def test_a_warning_belongs_to_no_phase() -> None:

@@ -23,6 +23,8 @@ from hostagent.rule_words import rule_request
         ("0.0.0.0:80", None, {"guestIP": "0.0.0.0", "guestIPMustBeZero": True, "guestPort": 80}),
         ("[::1]:80", "[2001:db8::1]:81", {"guestIP": "::1", "guestPort": 80, "hostIP": "2001:db8::1", "hostPort": 81}),
         ("any", None, {"guestIP": "any"}),
+        ("localhost:80", "localhost:8080", {"guestPort": 80, "hostPort": 8080}),  # both addresses, as without any
+        ("Localhost:1-9", "localhost", {"guestPortRange": [1, 9]}),
         ("[::1]", None, {"guestIP": "::1"}),
         ("/run/docker.sock", "docker.sock", {"guestSocket": "/run/docker.sock", "hostSocket": "docker.sock"}),
         ("{{.Home}}/a", "/tmp/a:b", {"guestSocket": "{{.Home}}/a", "hostSocket": "/tmp/a:b"}),

@@ -99,7 +99,7 @@ async def test_what_runs_is_left_alone(paths: InstancePaths) -> None:
         Path("web.yaml").write_text("cpus: 1\n" + CONFIG)
         changed = Shown()
         await bring_up(changed)
-        assert "older configuration" in changed.messages("warning")[0]
+        assert "another configuration" in changed.messages("warning")[0]
         by_name = Shown()
         await bring_up(by_name, "web")
         assert by_name.messages("warning") == []
@@ -178,9 +178,12 @@ def test_an_interrupted_one_leaves_no_trace(paths: InstancePaths, monkeypatch: p
         raise KeyboardInterrupt
 
     monkeypatch.setattr(startup, "prepare", interrupt)
+    shown = Shown()
     with suppress(KeyboardInterrupt, BaseExceptionGroup):
-        up("web.yaml", name=None, foreground=False, show=Shown())
+        up("web.yaml", name=None, foreground=False, show=shown)
     assert list(paths.directory.parent.iterdir()) == []
+    assert shown.messages("notice") == ["nothing is left of web"]
+    assert "failed" not in str(shown.lines)
 
 
 @pytest.mark.parametrize("trace", ["folder", "console"])

@@ -51,6 +51,7 @@ def test_what_is_no_instance_does_not_count() -> None:
     """Hidden folders and files in the home, as `list` sees it."""
     instance("web")
     InstancePaths.of("web").directory.parent.joinpath(".trash").mkdir()
+    InstancePaths.of("backups").directory.mkdir()
     InstancePaths.of("web").directory.parent.joinpath("notes").touch()
     assert startup_request(None, None).paths.name == "web"
 
@@ -88,6 +89,13 @@ def test_a_name_alone_is_that_instance() -> None:
     assert startup_request("default", "web").from_instance
 
 
+def test_a_name_alone_that_no_instance_has_is_the_default_template_by_that_name() -> None:
+    request = startup_request(None, "q")
+    assert (request.paths.name, request.from_instance) == ("q", False)
+    assert request.loaded == startup_request("default", None).loaded
+    assert startup_request(None, "debian-13").loaded == request.loaded, "a name is no template"
+
+
 def test_an_instance_that_never_got_its_configuration(tmp_path: Path) -> None:
     """What is left of an `up` that was killed while it prepared."""
     instance("default", None)
@@ -101,6 +109,14 @@ def test_an_instance_that_never_got_its_configuration(tmp_path: Path) -> None:
 def test_what_is_nothing(argument: str) -> None:
     with pytest.raises(UserError):
         startup_request(argument, None)
+
+
+@pytest.mark.parametrize(("argument", "meant"), [("debian13", "debian-13"), ("my-wed", "my-web")])
+def test_what_was_nearly_meant(argument: str, meant: str) -> None:
+    instance("my-web")
+    with pytest.raises(UserError) as caught:
+        startup_request(argument, None)
+    assert caught.value.hint.startswith(f"did you mean {meant!r}? templates are default, ")
 
 
 def test_mistakes_of_a_file_are_told(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hostagent.terminal_redraw import fitting, frame
+from hostagent.terminal_redraw import cut, fitting, frame, rows_taken
 from tests.fakes.screen import Screen
 
 ROWS, COLUMNS = 8, 20
@@ -36,6 +36,24 @@ def test_colours_do_not_count_as_characters() -> None:
     assert screen.lines == ["y" * 15]
     screen.write(frame(["z" * 30], 1, COLUMNS))
     assert screen.lines == ["z" * COLUMNS]
+
+
+def test_what_does_not_fit_is_cut_and_not_piled_up_on_the_last_column() -> None:
+    screen = Screen(ROWS, COLUMNS)
+    screen.write(frame(["0 of 0   0 B   0 B   TO GUEST", "\x1b[32mlistening\x1b[0m  localhost:8080"], 0, COLUMNS))
+    assert screen.lines == ["0 of 0   0 B   0 B", "listening  localhost"]
+
+
+def test_a_cut_line_keeps_its_colours_and_halves_no_character() -> None:
+    assert cut("\x1b[32mlistening\x1b[0m x", 4) == "\x1b[32mlist\x1b[0m"
+    assert cut("端口x", 3) == "端"
+    assert cut("e\u0301e\u0301e", 2) == "e\u0301e\u0301"
+    assert cut("abc", 3) == "abc"
+
+
+def test_lines_are_found_again_when_a_narrower_window_has_wrapped_them() -> None:
+    assert rows_taken([0, 20, 21, 60], 20) == 1 + 1 + 2 + 3
+    assert rows_taken([20, 20], 100) == 2
 
 
 def test_lines_that_find_no_room_are_counted() -> None:

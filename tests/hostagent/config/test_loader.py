@@ -122,7 +122,7 @@ def test_five_mistakes_give_five_messages_with_their_places() -> None:
         ("null\n", "c.yaml: is empty"),
         ("- a\n", "c.yaml:1:1: the file must be a mapping, with lines like `cpus: 2`"),
         ("just words\n", "c.yaml:1:1: the file must be a mapping, with lines like `cpus: 2`"),
-        ("cpus: 2\n", "c.yaml:1:1: images: is missing"),
+        ("cpus: 2\n", "c.yaml:1:1: images: is missing: write `images: [{build: debian-12}]`, or"),
         (b"\x7fELF\x02\x01\x01\x00", "c.yaml:1:1: holds the control character U+007F, so it is no YAML text"),
         (b"a: b\nc\xc3\xa9: \xff", "c.yaml:2:5: the byte 0xff is not UTF-8, so this is no text file"),
         (b"\xff\xfea\x00", "c.yaml: is UTF-16 text"),

@@ -8,6 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from hostagent.config.port_forward import ALL_PORTS, PortForward
+from hostagent.config.wording import UNKNOWABLE
 
 
 def rule(**keys: Any) -> PortForward:
@@ -17,7 +18,8 @@ def rule(**keys: Any) -> PortForward:
 def wrong_keys(**keys: Any) -> list[str]:
     with pytest.raises(ValidationError) as caught:
         PortForward.model_validate(keys, by_alias=True, by_name=False)
-    return [".".join(map(str, error["loc"])) for error in caught.value.errors()]
+    mistakes = (error for error in caught.value.errors() if error["type"] != UNKNOWABLE)
+    return [".".join(map(str, error["loc"])) for error in mistakes]
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,26 @@ def test_ports_and_their_defaults(keys: dict[str, Any], guest: tuple[int, int], 
 )
 def test_a_rule_that_cannot_be_meant(keys: dict[str, Any], wrong: str) -> None:
     assert wrong_keys(**keys)[0] == wrong
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"guestSocket": "./x", "hostSocket": "/a"},
+        {"guestSocket": "./x", "hostPort": 80},
+        {"guestSocket": "./x", "hostPortRange": [80, 80]},
+        {"guestSocket": "./x", "hostSocket": "/a", "reverse": True},
+        {"guestSocket": "./x", "hostSocket": "/a", "wait": 3},
+    ],
+)
+def test_a_wrong_socket_is_the_only_mistake(keys: dict[str, Any]) -> None:
+    assert wrong_keys(**keys) == ["guestSocket"]
+
+
+def test_the_limit_of_static_ports_is_named() -> None:
+    for keys in ({}, {"guestPortRange": [1, 65_535]}, {"guestPortRange": [1, 1_001]}):
+        with pytest.raises(ValidationError, match=r"at once, and may open 1000"):
+            rule(static=True, **keys)
 
 
 @pytest.mark.parametrize(

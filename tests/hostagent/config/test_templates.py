@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
-from hostagent.config.loader import HostDefaults, LoadedConfig, load_config
+from hostagent.config.loader import ConfigError, HostDefaults, LoadedConfig, load_config
 from hostagent.config.templates import template_names, template_text
 from hostagent.errors import UserError
 
@@ -15,6 +16,13 @@ NAMES = ("default", "alma-9", "debian-12", "debian-13", "ubuntu-24.04", "ubuntu-
 
 def loaded(name: str, arch: str = "x86_64", text: str | None = None) -> LoadedConfig:
     return load_config((text or template_text(name)).encode(), name, HostDefaults(arch, 2))
+
+
+def test_a_file_without_images_is_led_to_a_template() -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(b"cpus: 2\n", "c.yaml")
+    (template,) = re.findall(r"copy those of (\S+)", caught.value.message)
+    assert load_config(Path(template).read_bytes(), template).config.images
 
 
 def test_the_names_with_the_default_first() -> None:

@@ -40,6 +40,11 @@ BASE: dict[str, Any] = {"arch": "x86_64", "cpus": 2, "images": [{"build": "debia
         ({"portForwards": [{"guestPortRange": [1, 2, 3]}]}, "a range is two ports, [first, last]"),
         ({"portForwards": [{"proto": "icmp"}]}, "must be 'tcp', 'udp' or 'any', not 'icmp'"),
         ({"vmType": "vz"}, "must be 'qemu', not 'vz'"),
+        ({"vmType": "QEMU"}, "must be 'qemu', not 'QEMU'; did you mean 'qemu'?"),
+        (
+            {"images": [{"build": "debian13"}]},
+            "must be 'debian-12' or 'debian-13', not 'debian13'; did you mean 'debian-13'?",
+        ),
     ],
 )
 def test_the_sentence(keys: dict[str, Any], sentence: str) -> None:

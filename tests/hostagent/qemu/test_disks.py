@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,11 @@ GIB = 2**30
 
 @pytest.fixture
 def image(tmp_path: Path) -> Image:
-    path = tmp_path / "image.qcow2"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", path, "1G"], check=True)
-    return Image(path, "qcow2", None, None, "", "made for the test")
+    path, raw = tmp_path / "image.qcow2", tmp_path / "image.raw"
+    raw.write_bytes(os.urandom(2**20))
+    os.truncate(raw, GIB)
+    subprocess.run(["qemu-img", "convert", "-O", "qcow2", raw, path], check=True)
+    return Image(path, "qcow2", None, None, "", "made for the test", again="make it again")
 
 
 def virtual_size(disk: Path) -> int:
@@ -60,12 +63,35 @@ async def test_an_image_that_has_gone_is_named(tmp_path: Path, image: Image) -> 
         await prepare_disk(disk, image, 2 * GIB)
 
 
-async def test_qemu_img_s_own_words_reach_the_user_and_no_half_disk_stays(tmp_path: Path, image: Image) -> None:
-    image.disk.write_bytes(b"QFI\xfb no image at all")
-    disk = tmp_path / "disk.qcow2"
-    with pytest.raises(UserError, match="qemu-img"):
+def truncated(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def without_header(content: bytes) -> bytes:
+    return b"QFI\xfb no image at all" + content[22:]
+
+
+@pytest.mark.parametrize("damage", [truncated, without_header])
+async def test_a_damaged_image_is_said_before_anything_boots_from_it(
+    tmp_path: Path, image: Image, damage: Callable[[bytes], bytes]
+) -> None:
+    used, disk = tmp_path / "used.qcow2", tmp_path / "disk.qcow2"
+    await prepare_disk(used, image, 2 * GIB)
+    image.disk.write_bytes(damage(image.disk.read_bytes()))
+    with pytest.raises(UserError, match=r"image\.qcow2 is damaged or not complete") as caught:
         await prepare_disk(disk, image, 2 * GIB)
+    assert caught.value.hint == "make it again"
     assert not disk.exists()
+    with pytest.raises(UserError, match=r"image\.qcow2 is damaged or not complete") as caught:
+        await prepare_disk(used, image, 2 * GIB)
+    assert caught.value.hint == "make it again; and delete the instance, whose disk is made from what it was"
+
+
+async def test_qemu_img_s_own_words_reach_the_user(tmp_path: Path, image: Image) -> None:
+    disk = tmp_path / "disk.qcow2"
+    disk.write_bytes(b"QFI\xfb no image at all")
+    with pytest.raises(UserError, match="qemu-img info failed: "):
+        await prepare_disk(disk, image, 2 * GIB)
 
 
 async def test_without_qemu_img_the_user_hears_how_to_get_it(

@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from hostagent.cli_views import cells
-from hostagent.terminal_output import OutputClosedError
 
 _BEGIN: Final = "\x1b[?2026h\x1b[?7l"
 _END: Final = "\x1b[?7h\x1b[?2026l"
@@ -121,8 +120,5 @@ def redrawn_lines() -> Iterator[RedrawnLines]:
 
 
 def _write(text: str) -> None:
-    try:
-        sys.stdout.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError as exc:
-        raise OutputClosedError from exc
+    sys.stdout.write(text)
+    sys.stdout.flush()

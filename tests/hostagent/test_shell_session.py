@@ -29,6 +29,7 @@ def home() -> Iterator[Path]:
 @pytest.fixture
 def served(home: Path) -> Iterator[ServedInstance]:
     (home / NAME).mkdir()
+    (home / NAME / "config.yaml").touch()
     with served_in_thread(home / NAME / "api.sock") as instance:
         yield instance
 
@@ -167,6 +168,7 @@ def test_a_command_that_is_not_there_is_the_users_to_mend(served: ServedInstance
 
 def test_a_stopped_instance_says_how_to_start_it(home: Path) -> None:
     (home / NAME).mkdir()
+    (home / NAME / "config.yaml").touch()
     done = run("shell", "--", "true", home=home)
     assert done.returncode == 1
     assert b"hint: start it with `hostagent up box`" in done.stderr

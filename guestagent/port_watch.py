@@ -37,7 +37,7 @@ from guestagent.sock_diag import SocketReader
 from guestagent.socket_table import ListeningSocket, PortTable
 from guestagent.wakeup_audit import AuditSource
 from guestagent.wakeup_netlink import DestroyedSocketsSource, NftablesSource
-from guestagent.wakeup_tracefs import TracefsSource
+from guestagent.wakeup_tracefs import TracefsSource, chosen_ports
 from guestagent.wakeups import Source, keep_open
 from protocol.ports import Port, PortChange, PortOwner, Protocol, WakeupSource
 from protocol.stream_messages import SocketTarget
@@ -139,6 +139,7 @@ class PortWatch:
         self._threads: list[int] = []
         self.own_inodes: set[int] = set()
         """Sockets that are nobody's port: the agent listens there for the host."""
+        self._chosen_by_kernel = chosen_ports()
         self._looks = self._failed_looks = self._finds = self._searches = 0
 
     @property
@@ -278,9 +279,15 @@ class PortWatch:
             self._orphans.update(look.new_inodes)
             self._orphaned.set()
         changes = len(change.opened) + len(change.closed)
-        if cause is Cause.TICK and not schedule.covered:
+        if cause is Cause.TICK and schedule.covered:
+            changes -= sum(map(self._is_clients, change.opened))
+        elif cause is Cause.TICK:
             self._finds += changes
         schedule.finish(cause, changes, time.thread_time() - began, trio.current_time())
+
+    def _is_clients(self, port: Port) -> bool:
+        """Whether no event announces it: the kernel chose the number (`wakeup_tracefs`)."""
+        return port.protocol is Protocol.UDP and port.number in self._chosen_by_kernel
 
     def _read(self, protocol: Protocol) -> frozenset[ListeningSocket]:
         sockets = self._reader.read(protocol)

@@ -4,7 +4,9 @@ One tracing instance of our own (so that nobody else's tracing is seen or distur
 
 - `sock/inet_sock_set_state`, filtered in the kernel to "becomes a listener" and "a listener closes". A listener's
   accepted connections start as clones of it, so `oldstate==10` alone would fire for each of them.
-- a kprobe on `udp_lib_get_port`, which every UDP bind passes, explicit or implicit. It says *that*, not where.
+- a kprobe on `udp_lib_get_port`, which every UDP bind passes, explicit or implicit. It says *that*, not where. Binds
+  that let the kernel choose the port (`snum` is 0) are clients', nearly always: each name that a program looks up makes
+  two. They are filtered in the kernel, and a server that lets it choose is found by the tick.
 
 Both fire before the socket can be found in a dump (a few microseconds: before inet_hash() in inet_csk_listen_start(),
 before the hash insertion in udp_lib_get_port()); the port watch looks again shortly after for that reason. Each line
@@ -147,10 +149,20 @@ class TracefsSource:
         self._set(f"events/{_TCP_EVENT}/enable", "1")
 
     def _trace_udp(self) -> None:
-        _write(self._root / "kprobe_events", f"p:{self._name}/{_UDP_EVENT} {_UDP_FUNCTION}\n")
         # The relays' own sockets are bound when they are connected: without this each new flow would cost a dump.
-        self._set(f"events/{self._name}/{_UDP_EVENT}/filter", f"common_pid!={os.getpid()}")
+        wanted = f"common_pid!={os.getpid()}"
+        try:
+            self._probe_udp(" snum=$arg2:u16")
+            wanted += "&&snum!=0"
+        except OSError as exc:
+            if exc.errno != errno.EINVAL:
+                raise
+            self._probe_udp("")  # before Linux 4.20, and on some architectures, arguments cannot be had by number
+        self._set(f"events/{self._name}/{_UDP_EVENT}/filter", wanted)
         self._set(f"events/{self._name}/{_UDP_EVENT}/enable", "1")
+
+    def _probe_udp(self, arguments: str) -> None:
+        _write(self._root / "kprobe_events", f"p:{self._name}/{_UDP_EVENT} {_UDP_FUNCTION}{arguments}\n")
 
     def _set(self, file: str, text: str) -> None:
         _write(self._instance / file, text)
@@ -167,6 +179,15 @@ class TracefsSource:
         except OSError as exc:
             if exc.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM):
                 raise
+
+
+def chosen_ports(file: Path = Path("/proc/sys/net/ipv4/ip_local_port_range")) -> range:
+    """The port numbers that the kernel chooses from (ip(7)), and whose UDP binds are not announced."""
+    try:
+        first, last = map(int, file.read_text("ascii", "replace").split())
+    except (OSError, ValueError):
+        return range(32_768, 61_000)  # its default
+    return range(first, last + 1)
 
 
 def _write(path: Path, text: str) -> None:

@@ -267,6 +267,26 @@ def test_status_list_logs_and_events_tell_what_is(vm: Vm) -> None:
     assert vm.at.try_run("logs", "--qemu").returncode == 0
 
 
+CLIENTS = """
+import socket
+for _ in range(100):
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.sendto(b"a question", ("127.0.0.1", 9))
+"""
+
+
+def test_clients_over_udp_cost_no_look_at_the_sockets(vm: Vm) -> None:
+    """As when names are looked up: their sockets are bound too, to a port that the kernel chooses."""
+
+    def binds() -> int:
+        sources = {source["name"]: source["wakeups"] for source in vm.status()["guest_agent"]["sources"]}
+        return int(sources["kprobe udp_lib_get_port"])
+
+    before = binds()
+    vm.shell("python3 -", stdin=CLIENTS.encode())
+    assert binds() - before < 10  # what the rest of the system binds meanwhile
+
+
 def test_packages_bring_along_what_debian_recommends(vm: Vm) -> None:
     """As on every Debian: without what docker.io recommends, the apparmor package, it starts no container."""
     assert vm.shell('eval "$(apt-config shell value APT::Install-Recommends/b)"; echo "$value"') == "true\n"

@@ -152,6 +152,11 @@ class StreamListener:
             self._around.readiness.modify(self._socket.fileno(), select.EPOLLIN)
 
     @property
+    def has_file(self) -> bool:
+        """Whether it is a unix socket."""
+        return self._file is not None
+
+    @property
     def lost(self) -> str:
         """Why no client finds it any more; empty when there is no reason."""
         if self._file is None or self._file.is_there():
@@ -269,8 +274,6 @@ class Listeners:
         self._own_inodes = own_inodes
         self._flush = flush
         self._listeners: dict[int, Listener] = {}
-        self._with_files: dict[int, StreamListener] = {}
-        """Those of them that are unix sockets."""
         self._watched = False
         """Whether a task looks for the files."""
 
@@ -324,11 +327,9 @@ class Listeners:
             raise
         self._listeners[message.listener] = listener
         self._own_inodes.add(listener.inode)
-        if isinstance(listener, StreamListener) and isinstance(message.address, UnixAddress):
-            self._with_files[message.listener] = listener
-            if not self._watched:
-                self._watched = True
-                self._around.nursery.start_soon(self._watch_files)
+        if isinstance(message.address, UnixAddress) and not self._watched:
+            self._watched = True
+            self._around.nursery.start_soon(self._watch_files)
 
     def _listen(self, sock: socket.socket, message: Listen) -> Listener:
         address = message.address
@@ -348,20 +349,26 @@ class Listeners:
 
     def _close(self, number: int) -> None:
         listener = self._listeners.pop(number)
-        self._with_files.pop(number, None)
         self._own_inodes.discard(listener.inode)
         listener.close()
 
     async def _watch_files(self) -> None:
         """End what lost its file, for as long as there are files."""
-        while self._with_files:
+        while self._with_files():
             await trio.sleep(FILE_CHECK)
-            for number, listener in list(self._with_files.items()):
+            for number, listener in self._with_files():
                 if reason := listener.lost:
                     self._close(number)
                     self._around.connection.send(ListenFailed(number, error_name(errno.ENOENT), reason))
                     self._flush()
         self._watched = False
+
+    def _with_files(self) -> list[tuple[int, StreamListener]]:
+        return [
+            (number, listener)
+            for number, listener in self._listeners.items()
+            if isinstance(listener, StreamListener) and listener.has_file
+        ]
 
 
 def _family_and_type(message: Listen) -> tuple[socket.AddressFamily, socket.SocketKind]:

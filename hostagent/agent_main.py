@@ -12,7 +12,6 @@ from __future__ import annotations
 import gc
 import json
 import logging
-import os
 import resource
 import signal
 import sys
@@ -27,6 +26,7 @@ from hostagent.errors import UserError
 from hostagent.instance_lock import held_lock
 from hostagent.launch_plan import read_plan
 from hostagent.paths import InstancePaths
+from hostagent.terminal_output import close_output
 
 DESCRIPTORS = 65_536
 """Open files that this process wants: both listeners of every port that a guest may have, every stream, and then some.
@@ -77,15 +77,9 @@ def _tell_starter(line: dict[str, object]) -> None:
     try:
         print(json.dumps(line), flush=True)  # noqa: T201 - the pipe to `up`
         if line["event"] in ("ready", "error"):
-            _close_output()
+            close_output()
     except BrokenPipeError:
-        _close_output()
-
-
-def _close_output() -> None:
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nothing, sys.stdout.fileno())
-    os.close(nothing)
+        close_output()
 
 
 def main() -> int:

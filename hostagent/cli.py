@@ -94,15 +94,12 @@ def help_of(name: str) -> str:
 
 def complete_instance(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
     """Names of instances that begin like `incomplete`."""
-    from hostagent.instances import is_instance
-    from hostagent.paths import InstancePaths, home
+    from hostagent.instances import instance_folders
 
     try:
-        folders = sorted(entry for entry in home().iterdir() if entry.is_dir() and entry.name.startswith(incomplete))
+        return [CompletionItem(paths.name) for paths in instance_folders() if paths.name.startswith(incomplete)]
     except OSError:
         return []
-    shown = (folder for folder in folders if not folder.name.startswith(".") and is_instance(InstancePaths(folder)))
-    return [CompletionItem(folder.name) for folder in shown]
 
 
 def complete_file(ctx: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -38,14 +38,17 @@ def is_instance(paths: InstancePaths) -> bool:
         return True
 
 
-def list_instances() -> list[InstanceSummary]:
-    """All instances, by name. One that makes no sense is `broken`, and says why."""
+def instance_folders() -> list[InstancePaths]:
+    """Where the instances are, by name; none of them is asked anything. Raises `OSError`."""
     if not home().is_dir():
         return []
-    found = [
-        InstancePaths(path) for path in sorted(home().iterdir()) if path.is_dir() and not path.name.startswith(".")
-    ]
-    return [_summary(paths) for paths in found if is_instance(paths)]
+    folders = (path for path in sorted(home().iterdir()) if path.is_dir() and not path.name.startswith("."))
+    return [paths for paths in map(InstancePaths, folders) if is_instance(paths)]
+
+
+def list_instances() -> list[InstanceSummary]:
+    """All instances, by name. One that makes no sense is `broken`, and says why."""
+    return [_summary(paths) for paths in instance_folders()]
 
 
 def _summary(paths: InstancePaths) -> InstanceSummary:
@@ -106,7 +109,7 @@ def _state(paths: InstancePaths) -> tuple[InstanceState, int | None]:
 
 def find_instance(name: str | None) -> InstancePaths:
     """The instance `name`, or the only one there is; raises `UserError` that names the candidates otherwise."""
-    names = [summary.name for summary in list_instances()] if home().is_dir() else []
+    names = [paths.name for paths in instance_folders()]
     if name is None:
         if len(names) == 1:
             return InstancePaths.of(names[0])

@@ -9,8 +9,8 @@ from hostagent.config.loader import LoadedConfig, load_config, read_config
 from hostagent.config.mistakes import nearest
 from hostagent.config.templates import template_names, template_text
 from hostagent.errors import UserError
-from hostagent.instances import is_instance
-from hostagent.paths import InstancePaths, check_name, home
+from hostagent.instances import instance_folders
+from hostagent.paths import InstancePaths, check_name
 
 DEFAULT = "default"
 _CONFIG_SUFFIXES = (".yaml", ".yml")
@@ -43,7 +43,7 @@ def startup_request(argument: str | None, name: str | None) -> StartupRequest:
     if argument in template_names():
         loaded = load_config(template_text(argument).encode(), f"template {argument}")
         return StartupRequest(paths, loaded, from_instance=False)
-    near = nearest(argument, (*_instance_names(), *template_names()))
+    near = nearest(argument, (*[paths.name for paths in instance_folders()], *template_names()))
     raise UserError(
         f"{argument!r} is no instance, no template and no configuration file",
         (f"did you mean {near!r}? " if near else "")
@@ -51,17 +51,8 @@ def startup_request(argument: str | None, name: str | None) -> StartupRequest:
     )
 
 
-def _instance_names() -> list[str]:
-    folders = home().iterdir() if home().is_dir() else ()
-    return sorted(
-        path.name
-        for path in folders
-        if path.is_dir() and not path.name.startswith(".") and is_instance(InstancePaths(path))
-    )
-
-
 def _only_instance() -> str:
-    names = _instance_names()
+    names = [paths.name for paths in instance_folders()]
     if len(names) > 1:
         raise UserError("there is more than one instance", f"name one of: {', '.join(names)}")
     return names[0] if names else DEFAULT

@@ -6,7 +6,6 @@ output say so in our own errors, in one place for all of them.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
 import os
@@ -69,8 +68,13 @@ def drop_output() -> None:
     try:
         sys.stdout.flush()
     except (OSError, OutputClosedError, UserError):
-        with contextlib.closing(open(os.devnull, "wb")) as nothing:  # noqa: PTH123
-            os.dup2(nothing.fileno(), sys.stdout.fileno())
+        close_output()
+
+
+def close_output() -> None:
+    """Let go of standard output: what is printed from now on goes nowhere."""
+    with open(os.devnull, "wb") as nothing:  # noqa: PTH123
+        os.dup2(nothing.fileno(), sys.stdout.fileno())
 
 
 def width() -> int | None:

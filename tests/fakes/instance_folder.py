@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from hostagent.launch_plan import LaunchPlan, write_plan
 from hostagent.paths import InstancePaths
@@ -26,3 +27,10 @@ def instance_folder(name: str, **changes: object) -> InstancePaths:
     paths.directory.mkdir(mode=0o700, parents=True)
     write_plan(paths.launch_plan, dataclasses.replace(PLAN, **changes))  # type: ignore[arg-type]
     return paths
+
+
+def unstarted_instance(directory: Path) -> Path:
+    """The folder of an instance that has a configuration, and was never started."""
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.yaml").touch()
+    return directory

@@ -13,6 +13,7 @@ import pytest
 from hostagent.cli import cli
 from hostagent.instance_lock import try_lock
 from tests.fakes.command_line import COMMAND, run
+from tests.fakes.instance_folder import unstarted_instance
 from tests.fakes.served_instance import ServedInstance, served_in_thread
 
 BUDGET = 0.25
@@ -93,10 +94,8 @@ def complete(home: Path, *words: str) -> list[str]:
 
 
 def test_completion_knows_commands_instances_and_templates(home: Path) -> None:
-    (home / "box").mkdir()
-    (home / "box" / "config.yaml").touch()
-    (home / "barn").mkdir()
-    (home / "barn" / "config.yaml").touch()
+    unstarted_instance(home / "box")
+    unstarted_instance(home / "barn")
     (home / "backups").mkdir()
     assert "plain,ports" in complete(home, "po")
     assert complete(home, "down", "b") == ["plain,barn", "plain,box"]
@@ -105,8 +104,7 @@ def test_completion_knows_commands_instances_and_templates(home: Path) -> None:
 
 
 def test_completion_knows_files_beside_all_else(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (home / "box").mkdir()
-    (home / "box" / "config.yaml").touch()
+    unstarted_instance(home / "box")
     monkeypatch.chdir(tmp_path)
     for file in ("conf.yaml", "other.YML", "notes.txt", ".hidden.yaml", "folder/web.yaml", "folder/sub/x"):
         Path(file).parent.mkdir(parents=True, exist_ok=True)

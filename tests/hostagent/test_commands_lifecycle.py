@@ -15,6 +15,7 @@ from hostagent.instance_lock import try_lock
 from hostagent.paths import InstancePaths
 from tests.documents import problems
 from tests.fakes.command_line import COMMAND, on_terminal, run
+from tests.fakes.instance_folder import unstarted_instance
 from tests.fakes.served_instance import ServedInstance, served_in_thread
 
 PHASE = {"event": "phase", "phase": "qemu", "state": "done", "seconds": 0.5, "detail": "tcg"}
@@ -90,8 +91,7 @@ def test_down_says_what_was_needed(served: ServedInstance, home: Path, monkeypat
 
 
 def test_down_of_a_stopped_instance_is_done(home: Path) -> None:
-    (home / "box").mkdir()
-    (home / "box" / "config.yaml").touch()
+    unstarted_instance(home / "box")
     done = run("down", home=home)
     assert (done.returncode, done.stdout) == (0, b"box was not running\n")
     assert commands_lifecycle.NOT_RUNNING in json.loads(run("down", "--json", home=home).stdout)["stopped_by"]
@@ -99,8 +99,7 @@ def test_down_of_a_stopped_instance_is_done(home: Path) -> None:
 
 def test_delete_asks_on_a_terminal(home: Path) -> None:
     for answer, left in ((b"n\r", True), (b"y\r", False)):
-        (home / "box").mkdir(exist_ok=True)
-        (home / "box" / "config.yaml").touch()
+        unstarted_instance(home / "box")
         with on_terminal(*COMMAND, "delete", "box", home=home) as terminal:
             terminal.expect(b"everything on its disk? [y/N]")
             terminal.type(answer)
@@ -110,8 +109,7 @@ def test_delete_asks_on_a_terminal(home: Path) -> None:
 
 
 def test_delete_without_anybody_to_ask_deletes_nothing(home: Path) -> None:
-    (home / "box").mkdir()
-    (home / "box" / "config.yaml").touch()
+    unstarted_instance(home / "box")
     done = run("delete", "box", home=home, input=b"y\n")
     assert done.returncode == 1
     assert b"--yes" in done.stderr

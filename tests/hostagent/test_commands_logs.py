@@ -9,14 +9,14 @@ import pytest
 
 from hostagent.commands_logs import tail
 from tests.fakes.command_line import BOUND, run, running
+from tests.fakes.instance_folder import unstarted_instance
 from tests.fakes.served_instance import served_in_thread
 
 
 @pytest.fixture
 def home() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="ha-") as folder:
-        (Path(folder) / "box").mkdir()
-        (Path(folder) / "box" / "config.yaml").touch()
+        unstarted_instance(Path(folder) / "box")
         yield Path(folder)
 
 

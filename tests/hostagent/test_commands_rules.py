@@ -13,6 +13,7 @@ from hostagent.instance_lock import try_lock
 from tests.documents import problems
 from tests.fakes.command_line import run
 from tests.fakes.configured_instance import IMAGES, configure
+from tests.fakes.instance_folder import unstarted_instance
 from tests.fakes.served_instance import ServedInstance, served_in_thread
 
 
@@ -92,8 +93,7 @@ def test_the_configuration_is_read_again(served: ServedInstance, home: Path) -> 
 
 
 def test_without_a_running_instance(home: Path) -> None:
-    (home / "box").mkdir()
-    (home / "box" / "config.yaml").touch()
+    unstarted_instance(home / "box")
     for arguments in (("forward", "list"), ("forward", "add", "80"), ("config", "reload", "box")):
         done = run(*arguments, home=home)
         assert done.returncode == 1

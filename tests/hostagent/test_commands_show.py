@@ -13,6 +13,7 @@ from hostagent.forwards import ForwardState
 from hostagent.instance_lock import try_lock
 from tests.documents import problems
 from tests.fakes.command_line import BOUND, COMMAND, on_terminal, run, running
+from tests.fakes.instance_folder import unstarted_instance
 from tests.fakes.running_instance import web_forward
 from tests.fakes.screen import Screen
 from tests.fakes.served_instance import ServedInstance, served_in_thread
@@ -51,8 +52,7 @@ def test_ports_as_text_and_as_json(served: ServedInstance, home: Path) -> None:
 
 
 def test_ports_of_a_stopped_instance(home: Path) -> None:
-    (home / "box").mkdir()
-    (home / "box" / "config.yaml").touch()
+    unstarted_instance(home / "box")
     done = run("ports", home=home)
     assert (done.returncode, done.stdout) == (1, b"")
     assert done.stderr == b"error: the instance 'box' is not running\nhint: start it with `hostagent up box`\n"
@@ -133,15 +133,13 @@ def test_status_of_a_running_and_of_a_stopped_instance(served: ServedInstance, h
     text = run("status", home=home).stdout.decode()
     assert "accelerator:\n  name: tcg\n  warning: no KVM\n" in text
     assert ("\narch: x86_64" in text, "architecture" in text) == (True, False)
-    (home / "old").mkdir()
-    (home / "old" / "config.yaml").touch()
+    unstarted_instance(home / "old")
     stopped = json.loads(run("status", "old", "--json", home=home).stdout)
     assert (stopped["state"], stopped["directory"]) == ("stopped", str(home / "old"))
 
 
 def test_the_list_is_as_documented(served: ServedInstance, home: Path) -> None:
-    (home / "old").mkdir()
-    (home / "old" / "config.yaml").touch()
+    unstarted_instance(home / "old")
     document = json.loads(run("list", "--json", home=home).stdout)
     assert [instance["name"] for instance in document["instances"]] == ["box", "old"]
     assert problems(document, "InstanceList") == []
@@ -149,8 +147,7 @@ def test_the_list_is_as_documented(served: ServedInstance, home: Path) -> None:
 
 def test_without_a_name_the_candidates_are_named(home: Path) -> None:
     for name in ("one", "two"):
-        (home / name).mkdir()
-        (home / name / "config.yaml").touch()
+        unstarted_instance(home / name)
     done = run("status", home=home)
     assert done.returncode == 1
     assert b"one, two" in done.stderr

@@ -10,6 +10,7 @@ from hostagent import __main__, commands_show
 from hostagent.errors import UserError
 from hostagent.instances import InstanceSummary
 from tests.fakes.command_line import COMMAND, run
+from tests.fakes.instance_folder import unstarted_instance
 
 
 @pytest.fixture(autouse=True)
@@ -68,8 +69,7 @@ def test_wrong_usage(arguments: list[str], capsys: pytest.CaptureFixture[str]) -
 
 
 def test_output_in_an_encoding_that_lacks_a_character(tmp_path: Path) -> None:
-    (tmp_path / "ünïcode").mkdir()
-    (tmp_path / "ünïcode" / "config.yaml").touch()
+    unstarted_instance(tmp_path / "ünïcode")
     done = run("list", home=tmp_path, env={"PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0
     assert b"\\xfcn\\xefcode" in done.stdout

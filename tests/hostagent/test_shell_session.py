@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.command_line import BOUND, COMMAND, on_terminal, run, running
+from tests.fakes.instance_folder import unstarted_instance
 from tests.fakes.served_instance import ServedInstance, served_in_thread
 
 NAME = "box"
@@ -28,8 +29,7 @@ def home() -> Iterator[Path]:
 
 @pytest.fixture
 def served(home: Path) -> Iterator[ServedInstance]:
-    (home / NAME).mkdir()
-    (home / NAME / "config.yaml").touch()
+    unstarted_instance(home / NAME)
     with served_in_thread(home / NAME / "api.sock") as instance:
         yield instance
 
@@ -167,8 +167,7 @@ def test_a_command_that_is_not_there_is_the_users_to_mend(served: ServedInstance
 
 
 def test_a_stopped_instance_says_how_to_start_it(home: Path) -> None:
-    (home / NAME).mkdir()
-    (home / NAME / "config.yaml").touch()
+    unstarted_instance(home / NAME)
     done = run("shell", "--", "true", home=home)
     assert done.returncode == 1
     assert b"hint: start it with `hostagent up box`" in done.stderr

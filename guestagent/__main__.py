@@ -11,8 +11,10 @@ import logging
 import sys
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from guestagent.command_groups import CommandGroups
+from guestagent.heartbeat import BEAT, Heartbeat
 
 
 def version() -> str:
@@ -61,11 +63,11 @@ def serve(channel: str) -> int:
     import guestagent.agent  # noqa: F401 - so that no child has to
     from guestagent.supervisor import supervise
 
-    groups = CommandGroups()
-    return supervise(partial(be_agent, channel, version(), groups), groups)
+    groups, beats = CommandGroups(), Heartbeat()
+    return supervise(partial(be_agent, channel, version(), groups, beats), groups, beats)
 
 
-def be_agent(channel: str, own_version: str, groups: CommandGroups) -> int:
+def be_agent(channel: str, own_version: str, groups: CommandGroups, beats: Heartbeat) -> int:
     """Be the agent until SIGTERM; the process's exit code.
 
     Who stops the agent is the guest's shutdown, nearly always, so the host hears that the ports are gone. They stay
@@ -81,8 +83,14 @@ def be_agent(channel: str, own_version: str, groups: CommandGroups) -> int:
 
     supervisor = os.getppid()
 
+    async def beat() -> NoReturn:
+        while True:
+            beats.beat()
+            await trio.sleep(BEAT)
+
     async def run() -> None:
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(beat)
             with trio.open_signal_receiver(signal.SIGTERM) as signals:
                 agent = GuestAgent(channel, own_version, nursery, groups)
                 nursery.start_soon(agent.run)

@@ -88,8 +88,8 @@ class DumpSchedule:
             self._had_to_wait = now < self._earliest
 
     def wait(self, now: float) -> float:
-        """Seconds during which further events change nothing."""
-        return max(self._earliest - now, 0.0)
+        """Seconds during which further events change nothing: until the look that waits already."""
+        return max(self._earliest - now, 0.0) if self._woken else 0.0
 
     def due(self) -> float:
         """Time of the next look."""

@@ -18,6 +18,7 @@ for a listener that has to start over.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ from guestagent.netlink import KernelDataError
 from guestagent.port_owner import OwnerSearch
 from guestagent.sock_diag import SocketReader
 from guestagent.socket_table import ListeningSocket, PortTable
+from guestagent.timer import Timer
 from guestagent.wakeup_audit import AuditSource
 from guestagent.wakeup_netlink import DestroyedSocketsSource, NftablesSource
 from guestagent.wakeup_tracefs import TracefsSource, chosen_ports
@@ -132,10 +134,10 @@ class PortWatch:
             lookup or ContainerLookup(search=self._search), named=self._tell_owners, inodes=self._table.inodes
         )
         self._schedules: dict[Protocol, DumpSchedule] = {}
-        self._woken = trio.Event()
+        self._look_timer = Timer()
         self._owners: dict[Port, PortOwner] = {}
         self._orphans: dict[Port, int] = {}
-        self._orphaned = trio.Event()
+        self._owner_timer = Timer()
         self._threads: list[int] = []
         self.own_inodes: set[int] = set()
         """Sockets that are nobody's port: the agent listens there for the host."""
@@ -208,7 +210,8 @@ class PortWatch:
         for protocol in protocols:
             self._schedules[protocol].wake(now)
         self._look_at_what_is_due()  # here and not in the loop: a task switch costs milliseconds under emulation
-        self._woken.set()
+        self._cover()
+        self._look_timer.hurry(self._next_look())
         now = trio.current_time()
         return min((self._schedules[protocol].wait(now) for protocol in protocols), default=0.0)
 
@@ -236,15 +239,15 @@ class PortWatch:
         now = trio.current_time()
         self._schedules = {protocol: DumpSchedule(now) for protocol in Protocol}
         self._sink.snapshot(self._table.ports)
-        self._orphaned.set()
 
     async def _look_when_due(self) -> NoReturn:
+        self._cover()
         while True:
-            self._cover()
-            with trio.move_on_at(min(schedule.due() for schedule in self._schedules.values())):
-                await self._woken.wait()
-            self._woken = trio.Event()
+            await self._look_timer.wait(self._next_look())
             self._look_at_what_is_due()
+
+    def _next_look(self) -> float:
+        return min(schedule.due() for schedule in self._schedules.values())
 
     def _look_at_what_is_due(self) -> None:
         for protocol, schedule in self._schedules.items():
@@ -277,7 +280,7 @@ class PortWatch:
             self._tell(change, self._merged.follow(change))
         if look.new_inodes:
             self._orphans.update(look.new_inodes)
-            self._orphaned.set()
+            self._owner_timer.hurry(trio.current_time() + OWNER_DELAY)
         changes = len(change.opened) + len(change.closed)
         if cause is Cause.TICK and schedule.covered:
             changes -= sum(map(self._is_clients, change.opened))
@@ -330,9 +333,7 @@ class PortWatch:
 
     async def _find_owners(self) -> NoReturn:
         while True:
-            await self._orphaned.wait()
-            await trio.sleep(OWNER_DELAY)
-            self._orphaned = trio.Event()
+            await self._owner_timer.wait(trio.current_time() + OWNER_DELAY if self._orphans else math.inf)
             asked, self._orphans = self._orphans, {}
             threads, self._threads = self._threads[::-1], []
             began = trio.current_time()

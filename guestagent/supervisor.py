@@ -13,6 +13,7 @@ milliseconds. The supervisor holds no descriptor, no thread and no event loop, a
 - The agent gets SIGTERM when we die (PR_SET_PDEATHSIG): it never outlives us, and still ends its commands.
 - The commands of a killed agent become our children (PR_SET_CHILD_SUBREAPER), are hung up, and killed when that does
   not end them, as the agent does with a command whose user has left. What they left running in the background stays.
+- An agent that hangs (`heartbeat`) is asked where it stands, in its log, and killed: from there on it is a dead one.
 - An agent that dies again and again gets pauses, and after `MOST_QUICK_DEATHS` we end too, with its status: then
   systemd starts all of it anew, from the disk.
 
@@ -24,8 +25,10 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import gc
 import logging
+import math
 import os
 import signal
 import sys
@@ -34,10 +37,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Final, NoReturn
 
+from guestagent import heartbeat
 from guestagent.command_groups import HANGUP_SECONDS, CommandGroups, children_since
+from guestagent.heartbeat import Heartbeat, Watchdog
 
 STOP_BOUND = 8.0
 """Seconds that an agent which was told to end may take; systemd kills us after 10 (TimeoutStopSec)."""
+
+LAST_WORDS = 2.0
+"""Seconds that an agent which hangs has to write down where."""
 
 QUICK = 1.0
 """Seconds of life below which a death counts as one of a row."""
@@ -49,6 +57,9 @@ BUG = 70
 """EX_SOFTWARE of sysexits.h."""
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+TELL_WHERE: Final = signal.SIGUSR1
+"""Makes an agent write the stack of each thread to stderr (faulthandler), whatever it is doing."""
+
 _TAKEN: Final = frozenset({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})
 
 _log = logging.getLogger(__name__)
@@ -72,18 +83,18 @@ class Deaths:
         return float(min(MOST_PAUSE, FIRST_PAUSE * 2 ** (self.quick - 1)))
 
 
-def supervise(agent: Callable[[], int], groups: CommandGroups) -> int:
-    """Run `agent` in a child, again whenever it dies, until a signal asks for the end; the exit status.
+def supervise(agent: Callable[[], int], groups: CommandGroups, beats: Heartbeat) -> int:
+    """Run `agent` in a child, again whenever it dies or hangs, until a signal asks for the end; the exit status.
 
-    The calling process must have one thread. `agent` runs with the signals as the caller had them, and writes its
-    commands into `groups`.
+    The calling process must have one thread. `agent` runs with the signals as the caller had them, writes its commands
+    into `groups`, and counts `beats`.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _TAKEN)
     try:
         _prctl(_PR_SET_CHILD_SUBREAPER, 1)
         gc.collect()
         gc.freeze()
-        return _Supervisor(agent, groups, before).run()
+        return _Supervisor(agent, groups, beats, before).run()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
@@ -91,9 +102,11 @@ def supervise(agent: Callable[[], int], groups: CommandGroups) -> int:
 class _Supervisor:
     """What is known about the agent, its deaths, and the commands that are being ended."""
 
-    def __init__(self, agent: Callable[[], int], groups: CommandGroups, mask: set[int]) -> None:
+    def __init__(self, agent: Callable[[], int], groups: CommandGroups, beats: Heartbeat, mask: set[int]) -> None:
         self._agent = agent
         self._groups = groups
+        self._beats = beats
+        self._watchdog = Watchdog()
         self._mask = mask
         self._deaths = Deaths()
         self._pid = 0
@@ -143,6 +156,8 @@ class _Supervisor:
             return
         if self._pid == 0:
             _be_agent(self._agent, us, self._mask)
+        self._watchdog = Watchdog()
+        self._due[self._look] = self._began + heartbeat.LOOK
 
     def _agent_status(self) -> int | None:
         """The wait status of an agent that has ended."""
@@ -155,6 +170,7 @@ class _Supervisor:
         """Do what follows from the agent's end."""
         self._pid = 0
         self._due.pop(self._kill, None)
+        self._due.pop(self._look, None)
         self._hang_up()
         code = os.waitstatus_to_exitcode(status)
         how = f"ended with status {code}" if code >= 0 else f"was killed by signal {-code}"
@@ -181,6 +197,15 @@ class _Supervisor:
         else:
             self._due.pop(self._start, None)
             self._last = self._last or 0
+
+    def _look(self) -> None:
+        """End an agent that hangs."""
+        if not self._watchdog.hangs(self._beats.count):
+            self._due[self._look] = time.monotonic() + heartbeat.LOOK
+            return
+        _log.error("the agent hangs; where it does:")
+        os.kill(self._pid, TELL_WHERE)
+        self._due[self._kill] = min(time.monotonic() + LAST_WORDS, self._due.get(self._kill, math.inf))
 
     def _kill(self) -> None:
         _log.error("the agent does not end; killing it")
@@ -222,6 +247,7 @@ def _be_agent(agent: Callable[[], int], supervisor: int, mask: set[int]) -> NoRe
         if os.getppid() != supervisor:  # it died before
             os._exit(BUG)
         os.setpgid(0, 0)
+        faulthandler.register(TELL_WHERE)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         code = agent()
     except BaseException:

@@ -107,6 +107,8 @@ def complete_file(ctx: click.Context, parameter: click.Parameter, incomplete: st
 
     Listed here, because the shell's own completion of files would take the place of all other candidates (bash).
     """
+    from hostagent.paths import names_a_file
+
     begin = incomplete.rpartition("/")[2]
     folder = incomplete.removesuffix(begin)
     try:
@@ -117,7 +119,7 @@ def complete_file(ctx: click.Context, parameter: click.Parameter, incomplete: st
         CompletionItem(f"{folder}{entry.name}{'/' if entry.is_dir() else ''}")
         for entry in entries
         if entry.name.startswith(begin) and (begin or not entry.name.startswith("."))
-        if entry.name.isprintable() and (is_file_name(entry.name) or entry.is_dir())
+        if entry.name.isprintable() and (names_a_file(entry.name) or entry.is_dir())
     ]
 
 
@@ -131,11 +133,6 @@ def complete_configuration(ctx: click.Context, parameter: click.Parameter, incom
         *templates,
         *complete_file(ctx, parameter, incomplete),
     ]
-
-
-def is_file_name(text: str) -> bool:
-    """Whether this is how a configuration file is called."""
-    return text.lower().endswith((".yaml", ".yml"))
 
 
 def name_argument(function: _Function) -> _Function:

@@ -9,10 +9,11 @@ import click
 from click.shell_completion import CompletionItem
 
 from hostagent.api_client import ApiClient
-from hostagent.cli import complete_file, complete_instance, help_of, is_file_name, json_option, name_argument
+from hostagent.cli import complete_file, complete_instance, help_of, json_option, name_argument
 from hostagent.cli_views import rule_lines
 from hostagent.errors import UserError
 from hostagent.instances import find_instance
+from hostagent.paths import home, names_a_file
 from hostagent.rule_words import rule_request
 from hostagent.terminal_output import print_error, print_json, print_lines, width
 
@@ -123,7 +124,7 @@ def reload_config(argument: str | None, name: str | None, as_json: bool) -> None
     CONFIG.yaml becomes the instance's configuration; without it, the one in the instance's folder is read again.
     """
     path = ""
-    if argument is not None and (is_file_name(argument) or "/" in argument):
+    if argument is not None and names_a_file(argument):
         path = str(Path(argument).absolute())
         name = name or _named_after(Path(argument))
     answer = ApiClient(find_instance(name or (None if path else argument))).reload(path)
@@ -139,7 +140,5 @@ def reload_config(argument: str | None, name: str | None, as_json: bool) -> None
 
 def _named_after(path: Path) -> str | None:
     """The instance that `up` would have made of the file, when there is one; else the only one there is."""
-    from hostagent.paths import home
-
     stem = path.stem.lower()
     return stem if (home() / stem).is_dir() else None

@@ -45,6 +45,11 @@ def check_name(name: str) -> str:
     return name
 
 
+def names_a_file(argument: str) -> bool:
+    """Whether what the user typed is meant as a configuration file, and not as a name."""
+    return "/" in argument or argument.lower().endswith((".yaml", ".yml"))
+
+
 @dataclass(frozen=True, slots=True)
 class InstancePaths:
     """The files of one instance, all below its own 0700 folder."""

@@ -10,10 +10,9 @@ from hostagent.config.mistakes import nearest
 from hostagent.config.templates import template_names, template_text
 from hostagent.errors import UserError
 from hostagent.instances import instance_folders
-from hostagent.paths import InstancePaths, check_name
+from hostagent.paths import InstancePaths, check_name, names_a_file
 
 DEFAULT = "default"
-_CONFIG_SUFFIXES = (".yaml", ".yml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ def startup_request(argument: str | None, name: str | None) -> StartupRequest:
     if argument is None:
         argument = DEFAULT if name else _only_instance()
     path = Path(argument)
-    if path.suffix.lower() in _CONFIG_SUFFIXES or "/" in argument:
+    if names_a_file(argument):
         paths = InstancePaths.of(name or _name_from(path))
         return StartupRequest(paths, read_config(path), from_instance=False)
     paths = InstancePaths.of(name or argument)

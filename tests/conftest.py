@@ -65,6 +65,10 @@ def pytest_runtest_makereport(
     if report.skipped and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} skipped itself: {report.longrepr}. Nothing is skipped here; see conftest.py."
+    if report.failed and kind(item):
+        from tests.e2e import diagnosis, vm
+
+        report.sections += [("instances", diagnosis.diagnosis(at)) for at in vm.living]
     return report
 
 

@@ -37,6 +37,9 @@ CONFIGURATION = "cpus: 2\nmemory: 2GiB\nimages:\n- build: debian-12\n"
 PORT_SECONDS = 10.0
 """Bound on what a port does. The figures are in tests/perf."""
 
+living: list[Installation] = []
+"""The installations that there are now: what is told of them when a test fails (`diagnosis`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Installation:
@@ -219,12 +222,14 @@ def installation(*, cache: Path | None = None, prefix: tuple[str, ...] = (), own
     if cache is not None:
         environment["HOSTAGENT_CACHE"] = str(cache)
     at = Installation(home, environment, prefix)
+    living.append(at)
     try:
         yield at
         errors = [path.read_text() for path in home.glob("*/agent.err") if path.stat().st_size]
         for instance in at.document("list")["instances"] if home.exists() else ():
             at.run("delete", "--force", instance["name"])
     finally:
+        living.remove(at)
         left = leftovers(at)
         shutil.rmtree(folder)
     assert not left, f"these processes were left: {left}"

@@ -23,10 +23,10 @@ BOUND = 30.0
 
 DRIVER = """
 import os, signal, subprocess, sys, time
-from guestagent import supervisor
+from guestagent import heartbeat, supervisor
 from guestagent.command_groups import CommandGroups
 
-groups = CommandGroups()
+groups, beats = CommandGroups(), heartbeat.Heartbeat()
 
 def say(*words):
     print(*words, flush=True)
@@ -36,7 +36,7 @@ def agent():
 {agent}
 
 {set_up}
-sys.exit(supervisor.supervise(agent, groups))
+sys.exit(supervisor.supervise(agent, groups, beats))
 """
 WAIT = """
     signal.sigwait({signal.SIGTERM})
@@ -204,6 +204,39 @@ def test_a_stopped_agent_ends_with_its_supervisor() -> None:
         os.kill(agent, signal.SIGSTOP)
         wait_until(lambda: psutil.Process(agent).status() == psutil.STATUS_STOPPED)  # a SIGTERM may overtake it
         assert it.signalled(signal.SIGTERM) == 128 + signal.SIGKILL
+
+
+QUICK_LOOKS = "os.dup2(1, 2); heartbeat.LOOK = 0.2; supervisor.LAST_WORDS = 0.5"
+
+
+def test_an_agent_that_hangs_says_where_and_is_replaced() -> None:
+    agent = """
+    def deep_inside():
+        while True:
+            signal.pause()
+    deep_inside()
+"""
+    with supervised(agent, QUICK_LOOKS) as it:
+        first = it.agent()
+        said = [it.line()]
+        while said[-1][:1] != ["agent"]:
+            said.append(it.line())
+        assert any(words[-1:] == ["deep_inside"] for words in said)  # the traceback's line
+        assert int(said[-1][1]) != first
+
+
+def test_a_stopped_agent_is_replaced() -> None:
+    agent = """
+    while True:
+        beats.beat()
+        time.sleep(0.001)
+"""
+    with supervised(agent, QUICK_LOOKS) as it:
+        first = it.agent()
+        os.kill(first, signal.SIGSTOP)
+        while not (words := it.line()) or words[0] != "agent":
+            assert words
+        assert int(words[1]) != first
 
 
 def test_the_end_in_a_pause_is_at_once() -> None:

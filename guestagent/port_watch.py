@@ -39,8 +39,8 @@ from guestagent.socket_table import ListeningSocket, PortTable
 from guestagent.timer import Timer
 from guestagent.wakeup_audit import AuditSource
 from guestagent.wakeup_netlink import DestroyedSocketsSource, NftablesSource
-from guestagent.wakeup_tracefs import TracefsSource, chosen_ports
-from guestagent.wakeups import Source, keep_open
+from guestagent.wakeup_tracefs import TracefsSource
+from guestagent.wakeups import Source, chosen_ports, keep_open
 from protocol.ports import Port, PortChange, PortOwner, Protocol, WakeupSource
 from protocol.stream_messages import SocketTarget
 

@@ -1,8 +1,10 @@
 """Wake-ups that the kernel multicasts over netlink: destroyed sockets, and changed nftables rules.
 
 - sock_diag groups 1 to 4 say which TCP and UDP sockets of our network namespace are gone. Finished connections are
-  announced too: those of TCP are dropped by a filter inside the kernel (a listener has no destination port), so that a
-  busy server does not wake us; of UDP only the port numbers that are known to be open count.
+  announced too, and dropped by filters inside the kernel, so that busy programs do not wake us. TCP: a listener has no
+  destination port. UDP: a server may be connected, so only a socket goes unheard that has a port of the kernel's choice
+  and was connected to one below 1024, as whoever asks for a name or the time is. Of the others only the port numbers
+  that are known to be open count.
 - nfnetlink group 7 says that nftables rules changed (iptables-nft included). A filter lets only the message through
   that ends a transaction. It concerns ports that are no sockets (`nat_watch`).
 
@@ -24,26 +26,53 @@ import trio
 from guestagent.netlink import KernelDataError
 from guestagent.sock_diag import SocketReader
 from guestagent.socket_table import parse_destroyed
-from guestagent.wakeups import NOTHING, SourceState, SourceUnavailableError, Watch, explain, wake_for, went_live
+from guestagent.wakeups import (
+    NOTHING,
+    SourceState,
+    SourceUnavailableError,
+    Watch,
+    chosen_ports,
+    explain,
+    wake_for,
+    went_live,
+)
 from protocol.ports import Protocol
 
 NETLINK_SOCK_DIAG, NETLINK_NETFILTER = 4, 12
 _SOL_NETLINK, _ADD_MEMBERSHIP, _SO_ATTACH_FILTER = 270, 1, 26
 _NFTABLES_GROUP = 7
 _NEW_GENERATION = 10 << 8 | 15  # NFNL_SUBSYS_NFTABLES, NFT_MSG_NEWGEN: one per transaction
-_TYPE_OFFSET, _DESTINATION_PORT_OFFSET = 4, 16 + 6  # in nlmsghdr; in inet_diag_msg behind it
+_TYPE_OFFSET, _SOURCE_PORT_OFFSET, _DESTINATION_PORT_OFFSET = (
+    4,
+    16 + 4,
+    16 + 6,
+)  # in nlmsghdr; in inet_diag_msg behind it
+_FIRST_UNPRIVILEGED = 1024
+_INSTRUCTION = struct.Struct("=HBBI").pack
+_LOAD_HALF, _JUMP_EQUAL, _JUMP_NOT_BELOW, _RETURN = 0x28, 0x15, 0x35, 0x06
+_ACCEPT, _DROP = _INSTRUCTION(_RETURN, 0, 0, 0xFFFFFFFF), _INSTRUCTION(_RETURN, 0, 0, 0)
 _READ_SIZE = 16 * 1024
 _READS_PER_WAKEUP = 64
 
 
 def only_where(offset: int, value: int) -> bytes:
     """A classic BPF program that drops a message unless the 16 bits (network order) at `offset` are `value`."""
-    instruction = struct.Struct("=HBBI").pack
-    return (
-        instruction(0x28, 0, 0, offset)  # load half-word
-        + instruction(0x15, 0, 1, value)  # skip one if not equal
-        + instruction(0x06, 0, 0, 0xFFFFFFFF)  # accept
-        + instruction(0x06, 0, 0, 0)  # drop
+    return b"".join((_INSTRUCTION(_LOAD_HALF, 0, 0, offset), _INSTRUCTION(_JUMP_EQUAL, 0, 1, value), _ACCEPT, _DROP))
+
+
+def all_but_clients(chosen: range) -> bytes:
+    """A classic BPF program that drops notices of sockets at a port of `chosen`, connected to one from 1 to 1023."""
+    return b"".join(
+        (
+            _INSTRUCTION(_LOAD_HALF, 0, 0, _DESTINATION_PORT_OFFSET),
+            _INSTRUCTION(_JUMP_EQUAL, 4, 0, 0),
+            _INSTRUCTION(_JUMP_NOT_BELOW, 3, 0, _FIRST_UNPRIVILEGED),
+            _INSTRUCTION(_LOAD_HALF, 0, 0, _SOURCE_PORT_OFFSET),
+            _INSTRUCTION(_JUMP_NOT_BELOW, 0, 1, chosen.start),
+            _INSTRUCTION(_JUMP_NOT_BELOW, 0, 1, chosen.stop),
+            _ACCEPT,
+            _DROP,
+        )
     )
 
 
@@ -52,10 +81,8 @@ def only_kind(kind: int) -> bytes:
     return only_where(_TYPE_OFFSET, socket.ntohs(kind))
 
 
-_DESTROY = {  # SKNLGRP_INET_*_DESTROY and SKNLGRP_INET6_*_DESTROY (linux/sock_diag.h)
-    Protocol.TCP: ((1, 3), only_where(_DESTINATION_PORT_OFFSET, 0)),
-    Protocol.UDP: ((2, 4), b""),
-}
+_DESTROY_GROUPS = {Protocol.TCP: (1, 3), Protocol.UDP: (2, 4)}
+"""SKNLGRP_INET_*_DESTROY and SKNLGRP_INET6_*_DESTROY (linux/sock_diag.h)."""
 
 
 def open_multicast(family: int, groups: Sequence[int], program: bytes = b"") -> socket.socket:
@@ -132,10 +159,11 @@ class DestroyedSocketsSource:
                 return self._state.covers
             return self._state.covers if any(watch.is_open(self._protocol, number) for number in numbers) else None
 
-        groups, program = _DESTROY[self._protocol]
+        is_tcp = self._protocol is Protocol.TCP
+        program = only_where(_DESTINATION_PORT_OFFSET, 0) if is_tcp else all_but_clients(chosen_ports())
         _require_dumps(self._protocol)
         try:
-            with open_multicast(NETLINK_SOCK_DIAG, groups, program) as listener:
+            with open_multicast(NETLINK_SOCK_DIAG, _DESTROY_GROUPS[self._protocol], program) as listener:
                 went_live(self._state, watch)
                 await follow(listener, self._state, watch, concerns)
         except OSError as exc:

@@ -181,15 +181,6 @@ class TracefsSource:
                 raise
 
 
-def chosen_ports(file: Path = Path("/proc/sys/net/ipv4/ip_local_port_range")) -> range:
-    """The port numbers that the kernel chooses from (ip(7)), and whose UDP binds are not announced."""
-    try:
-        first, last = map(int, file.read_text("ascii", "replace").split())
-    except (OSError, ValueError):
-        return range(32_768, 61_000)  # its default
-    return range(first, last + 1)
-
-
 def _write(path: Path, text: str) -> None:
     # Opening kprobe_events with O_TRUNC removes everybody's kprobes. One write(), since each is one command.
     file = os.open(path, os.O_WRONLY | os.O_APPEND)

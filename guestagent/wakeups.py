@@ -134,6 +134,15 @@ def went_live(state: SourceState, watch: Watch) -> None:
     wake_for(state, watch, state.covers)
 
 
+def chosen_ports(file: Path = Path("/proc/sys/net/ipv4/ip_local_port_range")) -> range:
+    """The port numbers that the kernel chooses from (ip(7)). UDP sockets there are clients', nearly always."""
+    try:
+        first, last = map(int, file.read_text("ascii", "replace").split())
+    except (OSError, ValueError):
+        return range(32_768, 61_000)  # its default
+    return range(first, last + 1)
+
+
 def explain(exc: OSError, what: str) -> str:
     """Why the kernel refused `what`, in words that tell a user where to look."""
     match exc.errno:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Final
 
@@ -57,7 +58,7 @@ def _status(exc: BaseException) -> int:
         case click.ClickException():
             exc.show()
             return USAGE
-        case KeyboardInterrupt() | click.Abort():
+        case KeyboardInterrupt() | click.Abort() | EndedBySignalError(number=signal.SIGINT):
             print_error("interrupted")
             return INTERRUPTED
         case EndedBySignalError():

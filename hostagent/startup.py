@@ -44,7 +44,7 @@ def up(
 ) -> InstancePaths:
     """Bring an instance up and return its paths; raises `UserError`.
 
-    Ctrl-C leaves nothing half done behind, and neither does a signal of `ended_by`, which raises `EndedBySignalError`.
+    A signal of `ended_by` leaves nothing half done behind, and raises `EndedBySignalError`.
     """
     phases = ShownPhases(show)
     with phases.shown(Phase.VALIDATE) as detail:

@@ -189,9 +189,9 @@ class Connection:
         """When `handle_time` is due; infinity while there is nothing to wait for."""
         if self._phase is _Phase.RUNNING:
             if self._pinged is None:
-                return self._heard + limits.PING_AFTER
+                return self._heard + self._role.ping_after
             # Counted from the question: this process, too, may have been asleep.
-            return self._pinged + limits.AWAY_AFTER - limits.PING_AFTER
+            return self._pinged + limits.PONG_WITHIN
         if self._phase is _Phase.HUNTING or (self._phase is _Phase.GREETING and self._role is Role.HOST):
             return self._handshake.retry
         return math.inf

@@ -36,7 +36,7 @@ from protocol.framing import (
     PreambleKind,
     generation_seed,
 )
-from protocol.limits import SYNC_RETRY
+from protocol.limits import GUEST_PING_AFTER, PING_AFTER, SYNC_RETRY
 
 
 class Role(enum.Enum):
@@ -49,6 +49,11 @@ class Role(enum.Enum):
     def first_stream(self) -> int:
         """The host opens odd streams, the guest even ones."""
         return 1 if self is Role.HOST else 2
+
+    @property
+    def ping_after(self) -> float:
+        """Seconds of silence after which this end asks for a sign of life."""
+        return PING_AFTER if self is Role.HOST else GUEST_PING_AFTER
 
 
 @dataclass(frozen=True, slots=True)

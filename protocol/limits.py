@@ -83,7 +83,10 @@ SYNC_RETRY = 1.0
 """Seconds after which an unanswered SYNC is sent again."""
 
 PING_AFTER = 5.0
-"""Seconds of silence after which the peer is asked for a sign of life."""
+"""Seconds of silence after which the host asks the guest for a sign of life."""
 
-AWAY_AFTER = 15.0
-"""Seconds of silence after which the peer is taken to be away and its streams are reset."""
+GUEST_PING_AFTER = 12.0
+"""Seconds of silence after which the guest asks. Later, so that on a quiet channel only one end does."""
+
+PONG_WITHIN = 10.0
+"""Seconds of silence after a question until the peer is taken to be away and its streams are reset."""

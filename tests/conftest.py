@@ -4,7 +4,9 @@ The quick tests come first, then those in the tiny guest, then those in the full
 not after a boot. A missing tool ends the run before it begins, with the command that installs it. Nothing is skipped:
 a test that skips itself has failed.
 
-Hypothesis has no deadlines: the time of one example says more about a busy machine than about the code.
+Hypothesis has no deadlines: the time of one example says more about a busy machine than about the code. It takes the
+same examples each time, so that a run says something about the change that it is made for. Others are looked for by
+`pytest --hypothesis-profile search`.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from collections.abc import Generator, Iterable
 import pytest
 from hypothesis import settings
 
-settings.register_profile("busy machine", deadline=None)
-settings.register_profile("few examples", deadline=None, max_examples=10, database=None)
-settings.load_profile("busy machine")
+settings.register_profile("same examples", deadline=None, derandomize=True)
+settings.register_profile("few examples", deadline=None, derandomize=True, max_examples=10)
+settings.register_profile("search", deadline=None)
+settings.load_profile("same examples")
 
 ORDER = ("", "tiny_guest", "full_guest")
 """Kinds of tests by their marker, quickest first; the first has none."""

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 import trio
 
 from hostagent.errors import UserError
-from protocol.limits import AWAY_AFTER
+from protocol.limits import GUEST_PING_AFTER, PONG_WITHIN
 from tests.e2e.server_control import AGENT, GuestServer
 from tests.faults.footprint import (
     Footprint,
@@ -37,8 +37,8 @@ BOUND = 90.0
 LOOK = 0.02
 """Seconds between looks at what nobody tells us."""
 
-FROZEN = AWAY_AFTER + 2.0
-"""Seconds that an agent is stopped: longer than its silence is borne."""
+FROZEN = GUEST_PING_AFTER + PONG_WITHIN + 2.0
+"""Seconds that the host agent is stopped: longer than the guest bears its silence."""
 
 ALL = ("downloaded", "uploaded", "exchanges", "datagrams")
 UDP_PORT = 18_054

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import trio
 
-from protocol.limits import AWAY_AFTER, PING_AFTER
+from protocol.limits import PING_AFTER, PONG_WITHIN
 from tests.e2e.clients import eventually
 from tests.e2e.server_control import GuestServer
 from tests.faults.instance import Instance
@@ -49,7 +49,7 @@ async def qemu_killed(victim: Instance, seed: int) -> list[Outcome]:
 
 async def guest_hangs(victim: Instance, seed: int) -> list[Outcome]:
     """A kernel that panics and stays there: forwards are stalled, and the instance can be ended and started again."""
-    promised = AWAY_AFTER + PING_AFTER
+    promised = PING_AFTER + PONG_WITHIN + 5.0
     outcome = Outcome("guest panic without a reboot: forwards stalled", promised)
     async with victim.server() as server:
         series = InstanceSeries(victim, server, await serve(server, UDP_PORT), seed)

@@ -188,7 +188,7 @@ async def test_each_return_of_the_host_is_a_new_generation(tmp_path: Path) -> No
 
 
 async def test_the_host_hears_at_once_that_the_agent_ends(tmp_path: Path) -> None:
-    """Otherwise it would believe in the generation until `AWAY_AFTER`."""
+    """Otherwise it would believe in the generation until it has been silent for long."""
     async with guest_and_host(tmp_path) as (_agent, host):
         await works(host)
         host.agent_scope.cancel()

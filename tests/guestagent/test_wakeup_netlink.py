@@ -14,13 +14,14 @@ from pyroute2.nftables.main import NFTables
 from guestagent.wakeup_netlink import (
     DestroyedSocketsSource,
     NftablesSource,
+    all_but_clients,
     drain,
     follow,
     only_kind,
     only_where,
     open_multicast,
 )
-from guestagent.wakeups import NOTHING, TCP, UDP, Source, SourceState, SourceUnavailableError
+from guestagent.wakeups import NOTHING, TCP, UDP, Source, SourceState, SourceUnavailableError, chosen_ports
 from protocol.ports import Protocol
 from tests.guestagent.network_namespace import network_namespace
 from tests.guestagent.recording_watch import RecordingWatch
@@ -120,6 +121,48 @@ async def test_the_filter_drops_what_has_another_value_or_type() -> None:
         datagrams, lost = drain(listener)
         assert (len(datagrams), lost) == (int(passes), False)
         listener.close()
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+@pytest.mark.parametrize(
+    ("chosen", "peer", "heard"),
+    [
+        (True, None, True),  # a server whose port the kernel chose
+        (True, 53, False),
+        (True, 1023, False),
+        (True, 1024, True),  # a server that has connected to its client
+        (False, 53, True),  # a name server that asks from its own port
+        (False, None, True),
+        (False, 40_000, True),
+    ],
+)
+async def test_sockets_of_clients_go_unheard(
+    family: socket.AddressFamily, chosen: bool, peer: int | None, heard: bool
+) -> None:
+    loopback = "127.0.0.1" if family == socket.AF_INET else "::1"
+    with open_multicast(4, (2, 4)) as unfiltered, open_multicast(4, (2, 4), all_but_clients(chosen_ports())) as tried:
+        with socket.socket(family, socket.SOCK_DGRAM) as server:
+            server.bind((loopback, 0 if chosen else chosen_ports().start - 1))
+            if peer is not None:
+                server.connect((loopback, peer))
+        with trio.fail_after(10):
+            await trio.lowlevel.wait_readable(unfiltered)
+        datagrams, lost = drain(tried)
+        assert (len(datagrams), lost) == (int(heard), False)
+
+
+@pytest.mark.parametrize(("number", "heard"), [(32_767, True), (32_768, False), (60_999, False), (61_000, True)])
+async def test_only_ports_that_the_kernel_chooses_go_unheard(number: int, heard: bool) -> None:
+    with (
+        open_multicast(4, (2,)) as unfiltered,
+        open_multicast(4, (2,), all_but_clients(range(32_768, 61_000))) as tried,
+    ):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.bind(("127.0.0.1", number))
+            client.connect(("127.0.0.1", 53))
+        with trio.fail_after(10):
+            await trio.lowlevel.wait_readable(unfiltered)
+        assert len(drain(tried)[0]) == int(heard)
 
 
 def _refusing(number: int) -> Callable[..., socket.socket]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from guestagent.wakeup_tracefs import TRACEFS, TracefsSource, chosen_ports
+from guestagent.wakeup_tracefs import TRACEFS, TracefsSource
 from guestagent.wakeups import TCP, UDP, SourceUnavailableError
 from guestagent.wakeups import TCP_AND_UDP as BOTH
 from tests.guestagent.recording_watch import RecordingWatch
@@ -94,17 +94,6 @@ async def test_a_udp_bind_of_another_process_wakes_or_the_reason_is_said() -> No
             assert os.getpid() not in watch.threads
         else:
             assert "not compiled into this kernel" in udp.reason
-
-
-@pytest.mark.parametrize(
-    ("text", "expected"),
-    [("40000\t50000\n", range(40_000, 50_001)), ("", range(32_768, 61_000)), ("a b", range(32_768, 61_000))],
-)
-def test_the_ports_that_the_kernel_chooses_from(tmp_path: Path, text: str, expected: range) -> None:
-    file = tmp_path / "ip_local_port_range"
-    file.write_text(text)
-    assert chosen_ports(file) == expected
-    assert chosen_ports(tmp_path / "none") == range(32_768, 61_000)
 
 
 async def test_a_kernel_with_neither_event_is_a_reason_for_both(tmp_path: Path) -> None:

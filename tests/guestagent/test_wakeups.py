@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
@@ -19,6 +20,7 @@ from guestagent.wakeups import (
     UDP,
     SourceState,
     SourceUnavailableError,
+    chosen_ports,
     explain,
     keep_open,
     went_live,
@@ -104,6 +106,17 @@ def test_lockdown_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_error_without_number_keeps_its_own_words() -> None:
     assert explain(OSError("odd"), "thing") == "thing: odd"
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("40000\t50000\n", range(40_000, 50_001)), ("", range(32_768, 61_000)), ("a b", range(32_768, 61_000))],
+)
+def test_the_ports_that_the_kernel_chooses_from(tmp_path: Path, text: str, expected: range) -> None:
+    file = tmp_path / "ip_local_port_range"
+    file.write_text(text)
+    assert chosen_ports(file) == expected
+    assert chosen_ports(tmp_path / "none") == range(32_768, 61_000)
 
 
 def test_a_state_covers_what_it_sees_of_either() -> None:

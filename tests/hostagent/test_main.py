@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hostagent import __main__, commands_show
-from hostagent.errors import UserError
+from hostagent.errors import EndedBySignalError, UserError
 from hostagent.instances import InstanceSummary
 from tests.fakes.command_line import COMMAND, run
 from tests.fakes.instance_folder import unstarted_instance
@@ -56,7 +57,10 @@ def test_a_bug_shows_its_traceback_and_where_to_report(
     assert "report" in shown
 
 
-@pytest.mark.parametrize("exc", [KeyboardInterrupt(), BaseExceptionGroup("tasks", [KeyboardInterrupt()])])
+@pytest.mark.parametrize(
+    "exc",
+    [KeyboardInterrupt(), BaseExceptionGroup("tasks", [KeyboardInterrupt()]), EndedBySignalError(signal.SIGINT)],
+)
 def test_an_interrupt(exc: BaseException, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert failing(exc, monkeypatch) == 130
     assert capsys.readouterr().err.strip() == "interrupted"

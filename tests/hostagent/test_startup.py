@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import subprocess
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -16,7 +17,7 @@ import pytest
 import trio
 
 from hostagent import startup
-from hostagent.errors import UserError
+from hostagent.errors import EndedBySignalError, UserError
 from hostagent.instance_lock import is_locked, try_lock
 from hostagent.launch_plan import LaunchPlan
 from hostagent.paths import InstancePaths
@@ -184,6 +185,25 @@ def test_an_interrupted_one_leaves_no_trace(paths: InstancePaths, monkeypatch: p
     assert list(paths.directory.parent.iterdir()) == []
     assert shown.messages("notice") == ["nothing is left of web"]
     assert "failed" not in str(shown.lines)
+
+
+def test_an_interrupt_is_not_lost_wherever_it_comes(paths: InstancePaths, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python drops what is raised in a weak reference's callback, a KeyboardInterrupt too."""
+
+    async def interrupted_in_a_callback(*_: object) -> NoReturn:
+        thing = Shown()
+        reference = weakref.ref(thing, lambda _: signal.raise_signal(signal.SIGINT))
+        del thing
+        assert reference() is None
+        await trio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr(startup, "prepare", interrupted_in_a_callback)
+    shown = Shown()
+    with pytest.raises(EndedBySignalError) as caught:
+        up("web.yaml", name=None, foreground=False, show=shown, ended_by=[signal.SIGINT])
+    assert caught.value.number == signal.SIGINT
+    assert shown.messages("notice") == ["nothing is left of web"]
 
 
 @pytest.mark.parametrize("trace", ["folder", "console"])

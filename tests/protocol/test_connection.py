@@ -274,8 +274,8 @@ def test_a_silent_peer_is_asked_and_then_given_up() -> None:
     assert pair.host.connection.data_to_send() == b""
     assert pair.host.connection.handle_time(start + limits.PING_AFTER) == []
     assert pair.host.connection.data_to_send() != b""
-    assert pair.host.connection.deadline == start + limits.AWAY_AFTER
-    assert pair.host.connection.handle_time(start + limits.AWAY_AFTER) == [
+    assert pair.host.connection.deadline == start + limits.PING_AFTER + limits.PONG_WITHIN
+    assert pair.host.connection.handle_time(start + limits.PING_AFTER + limits.PONG_WITHIN) == [
         GenerationEnded("the peer has been silent", False)
     ]
     assert pair.host.connection.data_to_send().startswith(FLUSH)
@@ -294,7 +294,7 @@ def test_a_process_that_slept_asks_before_it_gives_up() -> None:
     pair.now += 3_600.0
     assert pair.guest.connection.handle_time(pair.now) == []
     pair.settle()
-    assert pair.guest.connection.deadline == pair.now + limits.PING_AFTER
+    assert pair.guest.connection.deadline == pair.now + limits.GUEST_PING_AFTER
 
 
 def test_bytes_that_are_no_frame_are_no_sign_of_life() -> None:

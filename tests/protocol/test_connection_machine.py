@@ -15,7 +15,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from protocol.connection import Event, GenerationEnded
 from protocol.errors import LocalProtocolError
-from protocol.limits import AWAY_AFTER, STREAM_WINDOW
+from protocol.limits import GUEST_PING_AFTER, PONG_WITHIN, STREAM_WINDOW
 from protocol.stream_messages import Data, EndOfData, Open, Refused, Reset, SocketTarget, StreamKind
 from protocol.streams import Stream, StreamState
 from tests.protocol.pair import End, Pair
@@ -202,7 +202,7 @@ class LossyLink(RuleBasedStateMachine):
         """No more faults: both come back by themselves, and everything that still lives arrives."""
         if not hasattr(self, "pair"):
             return
-        deadline = self.pair.now + AWAY_AFTER + 10.0
+        deadline = self.pair.now + GUEST_PING_AFTER + PONG_WITHIN + 10.0
         while self.pair.now < deadline:
             for _ in range(20):
                 self.talk()

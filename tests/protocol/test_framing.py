@@ -5,7 +5,7 @@ from __future__ import annotations
 import zlib
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from protocol import framing
@@ -117,7 +117,9 @@ def test_a_hole_never_passes(bodies: list[bytes], data: st.DataObject) -> None:
     wire = framed(bodies)
     start = data.draw(st.integers(0, len(wire) - 1))
     end = data.draw(st.integers(start + 1, len(wire)))
-    items = decode(begun(), wire[:start] + wire[end:], FLUSH)
+    holed = wire[:start] + wire[end:]
+    assume(not (holed + FLUSH).startswith(wire))  # the zeros that were lost are those of the flush
+    items = decode(begun(), holed, FLUSH)
     good = [item for item in items if isinstance(item, bytes)]
     assert good == bodies[: len(good)]
     assert len(good) < len(bodies)

@@ -56,10 +56,10 @@ FIRST_PAUSE, MOST_PAUSE = 0.05, 1.0
 BUG = 70
 """EX_SOFTWARE of sysexits.h."""
 
-_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 TELL_WHERE: Final = signal.SIGUSR1
 """Makes an agent write the stack of each thread to stderr (faulthandler), whatever it is doing."""
 
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36  # linux/prctl.h
 _TAKEN: Final = frozenset({signal.SIGCHLD, signal.SIGTERM, signal.SIGINT})
 
 _log = logging.getLogger(__name__)

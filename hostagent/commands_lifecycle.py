@@ -25,10 +25,6 @@ NOT_RUNNING: Final = "not running"
 _DECLINED: Final = 1
 """Exit status: what was asked for was not done."""
 
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""Undo what `up` does. Ctrl-C too is listened for: as an exception of Python's it gets lost in a callback of the
-garbage collector's, now and then."""
-
 
 @click.command("up", help=help_of("up"))
 @click.argument(
@@ -42,7 +38,7 @@ def up_command(configuration: str | None, name: str | None, foreground: bool, as
     from hostagent import startup, startup_display
 
     # One that was ignored before, by nohup(1) or a shell's `&`, stays so.
-    ended_by = [number for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN]
+    ended_by = [number for number in startup.ENDED_BY if signal.getsignal(number) is not signal.SIG_IGN]
     bring_up = partial(startup.up, configuration, name=name, foreground=foreground, ended_by=ended_by)
     if as_json:
         paths = bring_up(show=startup_display.show_json)

@@ -33,8 +33,11 @@ from hostagent.preparation import prepare
 from hostagent.qemu.machine import attach
 from hostagent.startup_request import StartupRequest, startup_request
 
-FOREGROUND_ENDED_BY = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""Stop the guest of an `up --foreground`: the last one when its terminal goes."""
+ENDED_BY = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""Undo what `up` does, and stop the guest of an `up --foreground`: the last one when its terminal goes.
+
+Ctrl-C too is listened for: as an exception of Python's it gets lost in a callback of the garbage collector's, now and
+then."""
 
 _LOCK_INTERVAL = 0.2
 
@@ -98,7 +101,7 @@ async def _up(request: StartupRequest, phases: ShownPhases, foreground: bool, sh
                 await start_agent(paths, show)
         used.append(paths)
         if foreground:
-            await run_agent(paths, show, ended_by=FOREGROUND_ENDED_BY)
+            await run_agent(paths, show, ended_by=ENDED_BY)
 
 
 def _say_running(request: StartupRequest, show: Show) -> None:

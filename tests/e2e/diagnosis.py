@@ -10,10 +10,10 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 
+from hostagent.serial_log import last_lines
 from tests.e2e.vm import Installation
 
 LINES = 25
@@ -28,11 +28,12 @@ def diagnosis(at: Installation) -> str:
     parts = []
     for folder in sorted(at.home.glob("*/")):
         parts.append(f"---- {folder.name}\n{status(at, folder.name)}")
-        parts += [f"-- {name}\n{tail(folder / name)}" for name in ("agent.log", "agent.err", "serial.log")]
+        for name in ("agent.log", "agent.err", "serial.log"):
+            parts += [f"-- {name}", *last_lines(folder / name, LINES)]
     parts.append(f"-- CPU time of QEMU's threads in {SAMPLE_SECONDS:.0f} s")
     try:
         parts += busy_threads(at)
-    except (OSError, psutil.Error) as exc:
+    except psutil.Error as exc:
         parts.append(f"(one ended meanwhile: {exc})")
     return "\n".join(parts)
 
@@ -46,15 +47,6 @@ def status(at: Installation, name: str) -> str:
     return (done.stdout + done.stderr).decode(errors="replace")
 
 
-def tail(log: Path) -> str:
-    """The last lines of a file that may not be there."""
-    try:
-        lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError as exc:
-        return f"({exc.strerror})"
-    return "\n".join(lines[-LINES:])
-
-
 def busy_threads(at: Installation) -> Iterator[str]:
     """Each thread of each QEMU, and the CPU time that it used in a moment."""
     qemus = [process for process in at.processes() if "qemu-system" in process.name()]
@@ -62,8 +54,7 @@ def busy_threads(at: Installation) -> Iterator[str]:
     time.sleep(SAMPLE_SECONDS)
     for process in qemus:
         for thread in process.threads():
-            name = Path(f"/proc/{process.pid}/task/{thread.id}/comm").read_text(encoding="utf-8").strip()
-            yield f"{process.pid} {name}: {_cpu(thread) - before.get(thread.id, 0.0):.2f} s"
+            yield f"{process.pid}, thread {thread.id}: {_cpu(thread) - before.get(thread.id, 0.0):.2f} s"
 
 
 def _cpu(thread: psutil._ntuples.pthread) -> float:

@@ -62,6 +62,16 @@ class Supervised:
         assert word == "agent"
         return int(pid)
 
+    def next_agent(self) -> tuple[int, str]:
+        """The next agent's process id, and what was written before it started."""
+        assert self.process.stdout is not None
+        before = ""
+        for line in self.process.stdout:
+            if line.startswith("agent "):
+                return int(line.split()[1]), before
+            before += line
+        raise AssertionError(f"no agent follows: {before}")
+
     def signalled(self, number: int) -> int:
         """The exit status after signal `number`."""
         self.process.send_signal(number)
@@ -218,11 +228,9 @@ def test_an_agent_that_hangs_says_where_and_is_replaced() -> None:
 """
     with supervised(agent, QUICK_LOOKS) as it:
         first = it.agent()
-        said = [it.line()]
-        while said[-1][:1] != ["agent"]:
-            said.append(it.line())
-        assert any(words[-1:] == ["deep_inside"] for words in said)  # the traceback's line
-        assert int(said[-1][1]) != first
+        second, said = it.next_agent()
+        assert any(line.split()[-1:] == ["deep_inside"] for line in said.splitlines())  # the traceback's line
+        assert second != first
 
 
 def test_a_stopped_agent_is_replaced() -> None:
@@ -234,9 +242,7 @@ def test_a_stopped_agent_is_replaced() -> None:
     with supervised(agent, QUICK_LOOKS) as it:
         first = it.agent()
         os.kill(first, signal.SIGSTOP)
-        while not (words := it.line()) or words[0] != "agent":
-            assert words
-        assert int(words[1]) != first
+        assert it.next_agent()[0] != first
 
 
 def test_the_end_in_a_pause_is_at_once() -> None:

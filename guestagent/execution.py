@@ -41,6 +41,9 @@ from protocol.streams import Stream
 GRACE = 0.25
 """Seconds after a command's end in which its children may still write."""
 
+KILL_SECONDS = 5.0
+"""Bound on the end of a killed command: one that waits for a device (state D, proc(5)) may never end."""
+
 MAX_LEFTOVERS = 64
 """Outputs of ended commands that are read and dropped; further ones are closed."""
 
@@ -374,11 +377,11 @@ def _signal_name(number: int) -> str:
 
 async def _end_group(process: trio.Process) -> None:
     """End the command and what it started in its process group, gently at first."""
-    for number in (signal.SIGHUP, signal.SIGKILL):
+    for number, bound in ((signal.SIGHUP, HANGUP_SECONDS), (signal.SIGKILL, KILL_SECONDS)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
             os.killpg(process.pid, signal.SIGCONT)  # a stopped process hears nothing else
-        with trio.move_on_after(HANGUP_SECONDS):
+        with trio.move_on_after(bound):
             await process.wait()
             return
     _log.warning("process %d does not end", process.pid)

@@ -1,8 +1,9 @@
 """Order, prerequisites and honesty of the whole test run.
 
 The quick tests come first, then those in the tiny guest, then those in the full one: a broken parser shows in seconds,
-not after a boot. A missing tool ends the run before it begins, with the command that installs it. Nothing is skipped:
-a test that skips itself has failed.
+not after a boot. With several workers (pytest-xdist) it is the other way round, so that what takes longest is not left
+to run alone at the end; the tests of one file stay together, and those that share the full guest. A missing tool ends
+the run before it begins, with the command that installs it. Nothing is skipped: a test that skips itself has failed.
 
 Hypothesis has no deadlines: the time of one example says more about a busy machine than about the code. It takes the
 same examples each time, so that a run says something about the change that it is made for. Others are looked for by
@@ -17,6 +18,8 @@ from collections.abc import Generator, Iterable
 
 import pytest
 from hypothesis import settings
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 settings.register_profile("same examples", deadline=None, derandomize=True)
 settings.register_profile("few examples", deadline=None, derandomize=True, max_examples=10)
@@ -44,20 +47,41 @@ def missing_tools(kinds: Iterable[str]) -> list[str]:
     return sorted({tool for name in kinds for tool in TOOLS[name] if shutil.which(tool) is None})
 
 
-def pytest_configure() -> None:
-    """Take no ignored signals over, which children would inherit: `nohup` and a shell's `&` ignore some (nohup(1))."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-@pytest.hookimpl(trylast=True)  # after -k and -m took away what they do not want
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: ORDER.index(kind(item)))
-    if missing := missing_tools({kind(item) for item in items}):
+def require_tools(kinds: Iterable[str]) -> None:
+    """End the run when programs are missing."""
+    if missing := missing_tools(kinds):
         raise pytest.UsageError(
             f"these tests need programs that are not installed: {', '.join(missing)}. "
             "`make -C build test` installs them; build/apt-packages.txt names their packages."
         )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Take no ignored signals over, which children would inherit: `nohup` and a shell's `&` ignore some (nohup(1))."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    if getattr(config.option, "numprocesses", None):
+        require_tools(ORDER)  # before there are workers, whose words would get lost
+
+
+class GuestScheduling(LoadScopeScheduling):  # type: ignore[misc]  # it ships no types
+    """Gives a worker all tests of a file, or all that share the full guest."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        # Not `--dist loadgroup`, which changes an attribute that the items of pytest 9.2 do not have any more.
+        file = nodeid.partition("::")[0]
+        return "full guest" if file.startswith("tests/e2e/test_full_guest") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GuestScheduling:
+    config.option.loadscopereorder = False  # the order of the items is meant
+    return GuestScheduling(config, log)
+
+
+@pytest.hookimpl(trylast=True)  # after -k and -m took away what they do not want
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: ORDER.index(kind(item)), reverse=hasattr(config, "workerinput"))
+    require_tools({kind(item) for item in items})
 
 
 @pytest.hookimpl(wrapper=True)
@@ -69,9 +93,10 @@ def pytest_runtest_makereport(
         report.outcome = "failed"
         report.longrepr = f"{item.nodeid} skipped itself: {report.longrepr}. Nothing is skipped here; see conftest.py."
     if report.failed and kind(item):
-        from tests.e2e import diagnosis, vm
+        from tests.e2e import diagnosis, shared_guest, vm
 
-        report.sections += [("instances", diagnosis.diagnosis(at)) for at in vm.living]
+        report.sections += [("tiny guest", diagnosis.of_tiny_guest(guest)) for guest in shared_guest.living]
+        report.sections += [("instances", diagnosis.of_installation(at)) for at in vm.living]
     return report
 
 

@@ -2,18 +2,22 @@
 
 A guest that does not answer has either stopped (its virtual CPUs use no time), spins (one of them uses all of it), or
 runs well and only its agent is away. The host agent's log says what it heard last, the serial console what the kernel
-said.
+said. A tiny guest's monitor is free, and tells where each of its virtual CPUs is, twice.
 """
 
 from __future__ import annotations
 
+import json
+import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import psutil
 
 from hostagent.serial_log import last_lines
+from tests.e2e.shared_guest import SharedGuest
 from tests.e2e.vm import Installation
 
 LINES = 25
@@ -23,18 +27,43 @@ SAMPLE_SECONDS = 1.0
 """How long the CPU use of QEMU's threads is looked at."""
 
 
-def diagnosis(at: Installation) -> str:
-    """All of it, for each instance of an installation, as far as it can be had."""
+def of_tiny_guest(guest: SharedGuest) -> str:
+    """All of it, as far as it can be had."""
+    parts = ["-- serial console", guest.serial.tail(LINES)]
+    parts += ["-- virtual CPUs", *virtual_cpus(guest.monitor_socket)]
+    parts += used_time([psutil.Process(guest.pid)])
+    parts += ["-- virtual CPUs", *virtual_cpus(guest.monitor_socket)]
+    return "\n".join(parts)
+
+
+def virtual_cpus(monitor: Path) -> list[str]:
+    """Where each of them is: the line of its instruction pointer and whether it is halted (QMP, info registers)."""
+    asked = {"execute": "human-monitor-command", "arguments": {"command-line": "info registers -a"}}
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(10)
+            client.connect(str(monitor))
+            with client.makefile("rw", encoding="utf-8") as lines:
+                lines.readline()  # the greeting
+                for request in ({"execute": "qmp_capabilities"}, asked):
+                    lines.write(json.dumps(request) + "\n")
+                    lines.flush()
+                    while "return" not in (answer := json.loads(lines.readline())):
+                        if "error" in answer:
+                            return [str(answer)]
+    except (OSError, ValueError) as exc:
+        return [f"(the monitor does not tell: {exc})"]
+    return [line for line in answer["return"].splitlines() if line.startswith(("CPU#", "RIP="))]
+
+
+def of_installation(at: Installation) -> str:
+    """All of it, for each instance, as far as it can be had."""
     parts = []
     for folder in sorted(at.home.glob("*/")):
         parts.append(f"---- {folder.name}\n{status(at, folder.name)}")
         for name in ("agent.log", "agent.err", "serial.log"):
             parts += [f"-- {name}", *last_lines(folder / name, LINES)]
-    parts.append(f"-- CPU time of QEMU's threads in {SAMPLE_SECONDS:.0f} s")
-    try:
-        parts += busy_threads(at)
-    except psutil.Error as exc:
-        parts.append(f"(one ended meanwhile: {exc})")
+    parts += used_time([process for process in at.processes() if "qemu-system" in process.name()])
     return "\n".join(parts)
 
 
@@ -47,9 +76,16 @@ def status(at: Installation, name: str) -> str:
     return (done.stdout + done.stderr).decode(errors="replace")
 
 
-def busy_threads(at: Installation) -> Iterator[str]:
-    """Each thread of each QEMU, and the CPU time that it used in a moment."""
-    qemus = [process for process in at.processes() if "qemu-system" in process.name()]
+def used_time(qemus: Iterable[psutil.Process]) -> list[str]:
+    """The CPU time that each thread of these processes used in a moment."""
+    title = f"-- CPU time of QEMU's threads in {SAMPLE_SECONDS:.0f} s"
+    try:
+        return [title, *_used_time(list(qemus))]
+    except psutil.Error as exc:
+        return [title, f"(one ended meanwhile: {exc})"]
+
+
+def _used_time(qemus: list[psutil.Process]) -> Iterator[str]:
     before = {thread.id: _cpu(thread) for process in qemus for thread in process.threads()}
     time.sleep(SAMPLE_SECONDS)
     for process in qemus:

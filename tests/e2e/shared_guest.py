@@ -46,6 +46,10 @@ async def run_elsewhere(token: trio.lowlevel.TrioToken, function: Callable[[], A
     return await trio.to_thread.run_sync(hand_over, limiter=_limiter)
 
 
+living: list[SharedGuest] = []
+"""The guests that there are now: what is told of them when a test fails (`diagnosis`)."""
+
+
 @dataclass(frozen=True, slots=True)
 class SharedGuest:
     """A running guest that any event loop may use."""
@@ -57,6 +61,8 @@ class SharedGuest:
     serial: SerialLog
     """Only to be read; what waits for a line is in the guest's loop."""
     token: trio.lowlevel.TrioToken
+    pid: int
+    """QEMU's."""
 
     async def wait_for_line(self, pattern: str, seconds: float = 30.0) -> None:
         """Wait until the serial console has a match of `pattern`; `TooSlowError` after `seconds`."""
@@ -81,10 +87,13 @@ def shared_guest(agent_command: str = "guestagent") -> Iterator[SharedGuest]:
         if not booted.done():
             life.result()  # raises what ended it
         guest, token, stop = booted.result()
+        server = _GuestServerElsewhere(guest.server, token)
+        shared = SharedGuest(guest.channel_socket, guest.monitor_socket, server, guest.serial, token, guest.pid)
+        living.append(shared)
         try:
-            server = _GuestServerElsewhere(guest.server, token)
-            yield SharedGuest(guest.channel_socket, guest.monitor_socket, server, guest.serial, token)
+            yield shared
         finally:
+            living.remove(shared)
             if not life.done():
                 token.run_sync_soon(stop.set)
             life.result()

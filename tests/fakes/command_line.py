@@ -55,6 +55,8 @@ class Terminal:
             fcntl.ioctl(self.far, termios.TIOCSCTTY, 0)
 
         environment = {**os.environ, "HOSTAGENT_HOME": str(home), "TERM": "xterm"}
+        for size in ("COLUMNS", "LINES"):  # some test runner's own: a program would believe them instead of us
+            environment.pop(size, None)
         self.process = subprocess.Popen(
             arguments, stdin=self.far, stdout=self.far, stderr=self.far, env=environment, preexec_fn=take_terminal
         )

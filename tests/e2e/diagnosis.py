@@ -7,17 +7,15 @@ said. A tiny guest's monitor is free, and tells where each of its virtual CPUs i
 
 from __future__ import annotations
 
-import json
-import socket
 import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
 import psutil
 
 from hostagent.serial_log import last_lines
 from tests.e2e.shared_guest import SharedGuest
+from tests.e2e.virtual_cpus import virtual_cpus
 from tests.e2e.vm import Installation
 
 LINES = 25
@@ -30,30 +28,10 @@ SAMPLE_SECONDS = 1.0
 def of_tiny_guest(guest: SharedGuest) -> str:
     """All of it, as far as it can be had."""
     parts = ["-- serial console", guest.serial.tail(LINES)]
-    parts += ["-- virtual CPUs", *virtual_cpus(guest.monitor_socket)]
+    parts += ["-- virtual CPUs", virtual_cpus(guest.monitor_socket)]
     parts += used_time([psutil.Process(guest.pid)])
-    parts += ["-- virtual CPUs", *virtual_cpus(guest.monitor_socket)]
+    parts += ["-- virtual CPUs", virtual_cpus(guest.monitor_socket)]
     return "\n".join(parts)
-
-
-def virtual_cpus(monitor: Path) -> list[str]:
-    """Where each of them is: the line of its instruction pointer and whether it is halted (QMP, info registers)."""
-    asked = {"execute": "human-monitor-command", "arguments": {"command-line": "info registers -a"}}
-    try:
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(10)
-            client.connect(str(monitor))
-            with client.makefile("rw", encoding="utf-8") as lines:
-                lines.readline()  # the greeting
-                for request in ({"execute": "qmp_capabilities"}, asked):
-                    lines.write(json.dumps(request) + "\n")
-                    lines.flush()
-                    while "return" not in (answer := json.loads(lines.readline())):
-                        if "error" in answer:
-                            return [str(answer)]
-    except (OSError, ValueError) as exc:
-        return [f"(the monitor does not tell: {exc})"]
-    return [line for line in answer["return"].splitlines() if line.startswith(("CPU#", "RIP="))]
 
 
 def of_installation(at: Installation) -> str:

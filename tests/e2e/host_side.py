@@ -25,7 +25,7 @@ from protocol.messages import Hello, Message, PortOwners, PortsChanged, PortsSna
 from protocol.ports import Protocol
 from tests.e2e.wire import Wire
 
-PATIENCE = 10.0
+PATIENCE = 30.0
 """Bound on what should happen at once. It only has to hold on a machine that is busy with something else as well."""
 
 

@@ -36,7 +36,7 @@ class ControlLine:
         self._pending = b""
         self._turn = trio.Lock()
 
-    async def request(self, do: str, *, seconds: float = 20.0, **fields: Any) -> dict[str, Any]:
+    async def request(self, do: str, *, seconds: float = 60.0, **fields: Any) -> dict[str, Any]:
         """The fields of the answer; raises `GuestServerError`, and `trio.TooSlowError` after `seconds`."""
         async with self._turn:
             with trio.fail_after(seconds):

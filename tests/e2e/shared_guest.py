@@ -35,7 +35,7 @@ class _GuestServerElsewhere(GuestServer):
         self._there = there
         self._token = token
 
-    async def request(self, do: str, *, seconds: float = 20.0, **fields: Any) -> dict[str, Any]:
+    async def request(self, do: str, *, seconds: float = 60.0, **fields: Any) -> dict[str, Any]:
         """As `GuestServer.request`."""
         return await run_elsewhere(self._token, partial(self._there.request, do, seconds=seconds, **fields))
 
@@ -64,7 +64,7 @@ class SharedGuest:
     pid: int
     """QEMU's."""
 
-    async def wait_for_line(self, pattern: str, seconds: float = 30.0) -> None:
+    async def wait_for_line(self, pattern: str, seconds: float = 90.0) -> None:
         """Wait until the serial console has a match of `pattern`; `TooSlowError` after `seconds`."""
         await run_elsewhere(self.token, partial(self.serial.wait_for_line, pattern, seconds))
 

@@ -34,7 +34,7 @@ IMAGE_SECONDS = 1200.0
 """Bound on the first `up`, which may build the image."""
 
 CONFIGURATION = "cpus: 2\nmemory: 2GiB\nimages:\n- build: debian-12\n"
-PORT_SECONDS = 10.0
+PORT_SECONDS = 30.0
 """Bound on what a port does. The figures are in tests/perf."""
 
 living: list[Installation] = []
@@ -136,7 +136,7 @@ class Vm:
         found = [port for port in self.ports() if (port["guest"]["port"], port["protocol"]) == (number, protocol)]
         return found[0] if found else None
 
-    def shell(self, script: str, *, stdin: bytes = b"", seconds: float = 60.0) -> str:
+    def shell(self, script: str, *, stdin: bytes = b"", seconds: float = 120.0) -> str:
         """What a script of /bin/sh prints in the guest, as root."""
         return self.at.run("shell", self.name, "--user", "root", "--", "sh", "-c", script, stdin=stdin, seconds=seconds)
 

@@ -14,7 +14,7 @@ from protocol.messages import Hello, Message
 from tests.fakes.guest import FakeGuest, fake_guest
 
 HELLO = Hello(*PROTOCOL_VERSIONS, frozenset({"tcp", "udp", "exec"}), "1.0", "", "")
-BOUND = 10.0
+BOUND = 30.0
 """Seconds that a test waits for what must happen. Nothing here takes a tenth of it on a busy machine."""
 
 

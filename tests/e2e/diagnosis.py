@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import psutil
+import trio
 
 from hostagent.serial_log import last_lines
 from tests.e2e.shared_guest import SharedGuest
@@ -27,11 +28,11 @@ SAMPLE_SECONDS = 1.0
 
 def of_tiny_guest(guest: SharedGuest) -> str:
     """All of it, as far as it can be had."""
-    parts = ["-- serial console", guest.serial.tail(LINES)]
-    parts += ["-- virtual CPUs", virtual_cpus(guest.monitor_socket)]
-    parts += used_time([psutil.Process(guest.pid)])
-    parts += ["-- virtual CPUs", virtual_cpus(guest.monitor_socket)]
-    return "\n".join(parts)
+    before = trio.run(virtual_cpus, guest.monitor_socket)
+    used = used_time([psutil.Process(guest.pid)])
+    after = trio.run(virtual_cpus, guest.monitor_socket)
+    title = "-- virtual CPUs"
+    return "\n".join(["-- serial console", guest.serial.tail(LINES), title, before, *used, title, after])
 
 
 def of_installation(at: Installation) -> str:
@@ -54,16 +55,16 @@ def status(at: Installation, name: str) -> str:
     return (done.stdout + done.stderr).decode(errors="replace")
 
 
-def used_time(qemus: Iterable[psutil.Process]) -> list[str]:
+def used_time(qemus: Sequence[psutil.Process]) -> list[str]:
     """The CPU time that each thread of these processes used in a moment."""
     title = f"-- CPU time of QEMU's threads in {SAMPLE_SECONDS:.0f} s"
     try:
-        return [title, *_used_time(list(qemus))]
+        return [title, *_used_time(qemus)]
     except psutil.Error as exc:
         return [title, f"(one ended meanwhile: {exc})"]
 
 
-def _used_time(qemus: list[psutil.Process]) -> Iterator[str]:
+def _used_time(qemus: Sequence[psutil.Process]) -> Iterator[str]:
     before = {thread.id: _cpu(thread) for process in qemus for thread in process.threads()}
     time.sleep(SAMPLE_SECONDS)
     for process in qemus:

@@ -220,7 +220,7 @@ async def tiny_guest(agent_command: str = "guestagent") -> AsyncIterator[TinyGue
         except BaseExceptionGroup as group:
             cause = _only_cause(group)
             cause.add_note(f"the guest's serial console ends with:\n{serial.tail()}")
-            cause.add_note(f"its virtual CPUs:\n{virtual_cpus(folder / 'monitor.sock')}")
+            cause.add_note(f"its virtual CPUs:\n{await virtual_cpus(folder / 'monitor.sock')}")
             raise cause from None
         finally:
             qemu.kill()

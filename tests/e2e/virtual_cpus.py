@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import socket
 from pathlib import Path
 
+import trio
 
-def virtual_cpus(monitor: Path) -> str:
-    """Where each of them is: the line of its instruction pointer and whether it is halted (QMP, info registers)."""
-    asked = {"execute": "human-monitor-command", "arguments": {"command-line": "info registers -a"}}
-    try:
-        with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(10)
-            client.connect(str(monitor))
-            with client.makefile("rw", encoding="utf-8") as lines:
-                lines.readline()  # the greeting
-                for request in ({"execute": "qmp_capabilities"}, asked):
-                    lines.write(json.dumps(request) + "\n")
-                    lines.flush()
-                    while "return" not in (answer := json.loads(lines.readline())):
-                        if "error" in answer:
-                            return str(answer)
-    except (OSError, ValueError) as exc:
-        return f"(the monitor does not tell: {exc})"
-    return "\n".join(line for line in answer["return"].splitlines() if line.startswith(("CPU#", "RIP=")))
+from hostagent.qemu.monitor import MonitorError, open_monitor
+
+BOUND = 10.0
+"""Seconds for QEMU to tell. Also a caller that was cancelled waits for it: that is when it is asked."""
+
+
+async def virtual_cpus(monitor_socket: Path) -> str:
+    """Where each of them is: its instruction pointer and whether it is halted; or why that cannot be had."""
+    with trio.move_on_after(BOUND, shield=True):
+        try:
+            async with open_monitor(monitor_socket) as monitor:
+                told = await monitor.execute("human-monitor-command", {"command-line": "info registers -a"})
+        except MonitorError as exc:
+            return f"(the monitor does not tell: {exc})"
+        return "\n".join(line for line in told.splitlines() if line.startswith(("CPU#", "RIP=")))
+    return f"(the monitor does not tell within {BOUND:.0f} s)"

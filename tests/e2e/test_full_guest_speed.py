@@ -1,6 +1,6 @@
-"""The performance suite's figures in short, with floors far below the targets: not a benchmark, but an alarm.
+"""The performance suite's figures in short, with bounds far from the targets: not a benchmark, but an alarm.
 
-`python -m tests.perf` measures in full. A floor here is passed even on a machine that does much else at the same time,
+`python -m tests.perf` measures in full. A bound here is kept even on a machine that does much else at the same time,
 and missed when something waits for a timer, copies too much or polls.
 """
 
@@ -20,23 +20,9 @@ from tests.perf.figures import OVER_THE_WIRE, Bench, Figure
 
 pytestmark = [pytest.mark.full_guest, pytest.mark.timeout(900)]
 
-FLOORS = {
-    "TCP open to first byte, p50": 400,
-    "TCP close to refused, p50": 400,
-    "UDP open to first echo, p99": 2000,
-    "UDP close to host port free, p99": 2000,
-    "round trip 64 B, p50": 20,
-    "round trip 64 B under one bulk stream, p50": 100,
-    "one stream guest to host": 3,
-    "one stream host to guest": 3,
-    "connect-request-close, 1 at once": 8,
-    "connect-request-close, 16 at once": 8,
-    "UDP 1,200 B, 32 in flight": 150,
-    "UDP sizes 0 to 65,507 intact": 11,
-    "half-close with the right answer": 20,
-    "client RST seen as RST": 20,
-}
-"""The least, or the most, that is let pass."""
+SLACK = 50
+"""How many times worse than its target a figure may be. CI's machine, with the suite's other guest beside this one, was
+up to nine times worse (2.7 MB/s for one stream to the guest); a poll every three seconds is a hundred times worse."""
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +39,17 @@ def figures(shared_vm: Vm) -> Iterator[dict[str, Figure]]:
         yield {figure.name: figure for figure in found}
 
 
+def worst_allowed(figure: Figure) -> float:
+    """The least, or the most, that is let pass. What is counted has to be right, however slow the machine is."""
+    if figure.unit.startswith("of "):
+        return figure.target
+    return figure.target / SLACK if figure.at_least else figure.target * SLACK
+
+
 def test_no_figure_is_far_off(figures: dict[str, Figure]) -> None:
-    missed = []
-    for name, figure in figures.items():
-        print(f"{name}: {figure.value:.3g} {figure.unit} (target {figure.target:g})")
-        floor = FLOORS.get(name, figure.target if figure.at_least else float("inf"))
-        if figure.value < floor if figure.at_least else figure.value > floor:
-            missed.append(figure)
-    assert not missed
-    assert set(FLOORS) <= set(figures)
+    for figure in figures.values():
+        print(f"{figure.name}: {figure.value:.3g} {figure.unit} (target {figure.target:g})")
+    assert [figure for figure in figures.values() if not figure.reaches(worst_allowed(figure))] == []
 
 
 def test_agents_stay_small(shared_vm: Vm, figures: dict[str, Figure]) -> None:

@@ -41,7 +41,7 @@ class Figure:
     @property
     def met(self) -> bool:
         """Whether the target was reached."""
-        return self._reaches(self.value, self.target)
+        return self.reaches(self.target)
 
     @property
     def ratio(self) -> float | None:
@@ -58,10 +58,11 @@ class Figure:
         """Whether the target was reached as a ratio, where it is one."""
         if self.ratio is None or self.target_ratio is None:
             return None
-        return self._reaches(self.ratio, self.target_ratio)
+        return self.ratio >= self.target_ratio if self.at_least else self.ratio <= self.target_ratio
 
-    def _reaches(self, value: float, target: float) -> bool:
-        return value >= target if self.at_least else value <= target
+    def reaches(self, bound: float) -> bool:
+        """Whether the value is at `bound` or better."""
+        return self.value >= bound if self.at_least else self.value <= bound
 
 
 @dataclass(slots=True)

@@ -112,9 +112,10 @@ Written by `{command}` on {today}: {platform.system()} {platform.release()}, {os
 {qemu.splitlines()[0]}, Debian 12 guest with 2 CPUs under software emulation (TCG), Python {platform.python_version()}.
 Load average when it began: {busy} (another program's load makes every figure worse; ratios are what to compare).
 "QEMU" is QEMU's own static forward (hostfwd, written in C) of the same servers on the same guest in the same run. The
-target's ratio is to what QEMU's forward did on the machine that the targets were set on: 0.20 ms for the round trip.
+ratio asked is the target's to what QEMU's forward did on the machine that the targets were set on: 0.20 ms for the
+round trip.
 
-| figure | measured | target | met | QEMU | ratio | target | met |
+| figure | measured | target | met | QEMU | ratio to QEMU | ratio asked | ratio met |
 |---|---|---|---|---|---|---|---|
 """
     return head + "\n".join(rows) + "\n"

@@ -68,8 +68,9 @@ async def own_footprint() -> Footprint:
 async def guest_footprint(server: GuestServer, counters: dict[str, int]) -> Footprint:
     """Of the guest agent and its supervisor; `counters` are those of its status."""
     agents = await server.processes(AGENT)
-    listings = [await server.run(f"ls /proc/{agent['pid']}/fd | wc -l") for agent in agents]
-    descriptors = sum(int(listing.output) for listing in listings)
+    # Not `ls`, which looks at each of them once more, and complains of one that was closed meanwhile.
+    counts = [await server.run(f"set -- /proc/{agent['pid']}/fd/*; echo $#") for agent in agents]
+    descriptors = sum(int(count.output) for count in counts)
     return Footprint(descriptors, counters["tasks"], sum(agent["memory"] for agent in agents))
 
 

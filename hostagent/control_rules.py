@@ -67,9 +67,10 @@ class _Handlers:
         used: dict[str, int] = {}
         for forward in self._instance.forwards():
             used[forward.rule] = used.get(forward.rule, 0) + 1
-        shapes = [rule_shape(rule, used.get(str(rule), 0)) for rule in rules.in_order()]
+        # By their words, since built-in rules of the same words, one for each port, are one rule to a user.
+        shapes = {str(rule): rule_shape(rule, used.get(str(rule), 0)) for rule in rules.in_order()}
         default = "loopback" if rules.forward_by_default else "none"
-        return JSONResponse(RuleList(rules=shapes, default=default, enabled=rules.enabled))
+        return JSONResponse(RuleList(rules=list(shapes.values()), default=default, enabled=rules.enabled))
 
     async def add(self, request: Request) -> Response:
         rule, warnings = await self._instance.rules.add(await _object(request))

@@ -48,6 +48,13 @@ def test_add_list_and_remove(served: ServedInstance) -> None:
     assert (status, error["message"]) == (409, "there is no rule 'added.1'")
 
 
+def test_a_built_in_rule_for_several_ports_is_listed_once(served: ServedInstance) -> None:
+    _, listed = ask(served, "GET", "/v1/forwards")
+    texts = [rule["text"] for rule in listed["rules"] if rule["origin"] == "built-in"]
+    assert texts.count("DHCP is not forwarded unless a rule says so") == 1
+    assert len(set(texts)) == len(texts)
+
+
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [

@@ -18,7 +18,7 @@ from tests.e2e.shared_guest import SharedGuest
 pytestmark = pytest.mark.tiny_guest
 
 SOON = 10.0
-"""Seconds within which a port appears or vanishes even on a busy machine, and far less than the 60 of the safety tick; the
+"""Seconds within which a port appears or vanishes even on a busy machine: far less than the safety tick's 60. The
 figures are in tests/perf."""
 
 NUMBERS = iter(range(20_000, 26_000))

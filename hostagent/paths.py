@@ -94,6 +94,11 @@ class InstancePaths:
         return self.directory / "disk.qcow2"
 
     @property
+    def disk_image(self) -> Path:
+        """Which image the disk is made from, as JSON, with the kernel that goes with it."""
+        return self.directory / "image.json"
+
+    @property
     def seed(self) -> Path:
         """The cloud-init seed ISO, written anew at each start."""
         return self.directory / "seed.iso"

@@ -10,11 +10,13 @@ from hostagent.config.resolved import dump_resolved
 from hostagent.config.rules import rule_set
 from hostagent.config.schema import Config
 from hostagent.config.schema import Image as ConfiguredImage
+from hostagent.disk_image import image_of_disk
 from hostagent.errors import UserError
 from hostagent.forward_rules import RuleSet
 from hostagent.guest_account import account_of, host_name, socket_variables
 from hostagent.guest_payload import GuestPayload, obtain_guest_agent
-from hostagent.images import Image, ImageSource, obtain_image
+from hostagent.image_cache import Image
+from hostagent.images import ImageSource
 from hostagent.launch_plan import LaunchPlan
 from hostagent.lifecycle import Phase
 from hostagent.paths import InstancePaths
@@ -35,12 +37,12 @@ _FIRMWARE = (
 async def prepare(paths: InstancePaths, config: Config, cache: Path, phases: ShownPhases) -> LaunchPlan:
     """Get everything that the instance needs, showing each phase; raises `UserError`."""
     with phases.shown(Phase.IMAGE) as detail:
-        image = await obtain_image([_source(entry, config.arch) for entry in config.usable_images()], cache, phases)
+        sources = [_source(entry, config.arch) for entry in config.usable_images()]
+        image = await image_of_disk(paths, sources, cache, phases)
         detail.append(image.origin)
-    for note in image.notes:
-        phases.warn(note)
     with phases.shown(Phase.DISK) as detail:
-        detail.append(await prepare_disk(paths.disk, image, config.disk))
+        disk_size, done = await prepare_disk(paths.disk, image, config.disk)
+        detail.append(done)
     with phases.shown(Phase.AGENT) as detail:
         payload = await obtain_guest_agent(config.arch, cache, lambda line: phases.update(line, 0, None))
         detail.append(payload.version)
@@ -55,7 +57,7 @@ async def prepare(paths: InstancePaths, config: Config, cache: Path, phases: Sho
         detail.append(str(accelerator.name))
     if accelerator.warning:
         phases.warn(accelerator.warning)
-    return _plan(config, image, payload, account, accelerator, forwarding)
+    return _plan(config, image, disk_size, payload, account, accelerator, forwarding)
 
 
 def _source(entry: ConfiguredImage, architecture: str) -> ImageSource:
@@ -75,6 +77,7 @@ def _source(entry: ConfiguredImage, architecture: str) -> ImageSource:
 def _plan(
     config: Config,
     image: Image,
+    disk_size: int,
     payload: GuestPayload,
     account: Account,
     accelerator: Accelerator,
@@ -84,7 +87,7 @@ def _plan(
         architecture=config.arch,
         cpus=config.cpus,
         memory=config.memory,
-        disk_size=config.disk,
+        disk_size=disk_size,
         accelerator=str(accelerator.name),
         accelerator_warning=accelerator.warning or "",
         image=image.origin,

@@ -26,8 +26,10 @@ _LEAKS_ONLY = 3
 """Of `qemu-img check` (qemu-img(1)): clusters are leaked, no data is affected."""
 
 
-async def prepare_disk(disk: Path, image: Image, size: int) -> str:
-    """Make the overlay `disk` on `image`, or enlarge the one there is to `size` bytes; returns what was done.
+async def prepare_disk(disk: Path, image: Image, size: int) -> tuple[int, str]:
+    """Make the overlay `disk` on `image`, or enlarge the one there is to `size` bytes.
+
+    Returns its size in bytes, and in words what was done.
 
     Raises `UserError` when there is no room, the image that the disk needs has gone or is damaged, or qemu-img is
     missing or fails.
@@ -36,14 +38,14 @@ async def prepare_disk(disk: Path, image: Image, size: int) -> str:
     if not disk.exists():
         if not await _is_whole(image.disk, image.format):
             raise _damaged(image.disk, image.again)
-        await _create(disk, image, size)
-        return f"new, {_gib(size)}"
+        size = await _create(disk, image, size)
+        return size, f"new, {_gib(size)}"
     found = await _info(disk)
     backing = found.get("full-backing-filename")
     if isinstance(backing, str) and not Path(backing).exists():
         raise UserError(
             f"the image that {disk} is made from has gone: {backing}",
-            "bring it back (a built image can be built again), or delete the instance",
+            "bring it back as it was, or delete the instance: a disk on another image would be damaged",
         )
     if isinstance(backing, str) and not await _is_whole(Path(backing), str(found.get("backing-filename-format"))):
         again = image.again if Path(backing) == image.disk else f"delete {backing}"
@@ -52,13 +54,13 @@ async def prepare_disk(disk: Path, image: Image, size: int) -> str:
     assert isinstance(present, int)
     if present < size:
         await _run("resize", "-f", "qcow2", str(disk), str(size))
-        return f"enlarged from {_gib(present)} to {_gib(size)}"
+        return size, f"enlarged from {_gib(present)} to {_gib(size)}"
     if present > size:
-        return f"kept at {_gib(present)}: a disk is never made smaller"
-    return _gib(present)
+        return present, f"kept at {_gib(present)}: a disk is never made smaller"
+    return present, _gib(present)
 
 
-async def _create(disk: Path, image: Image, size: int) -> None:
+async def _create(disk: Path, image: Image, size: int) -> int:
     fresh = disk.with_suffix(".new")
     fresh.unlink(missing_ok=True)
     image_size = (await _info(image.disk))["virtual-size"]
@@ -69,6 +71,7 @@ async def _create(disk: Path, image: Image, size: int) -> None:
         str(fresh), str(max(size, image_size)),
     )  # fmt: skip
     fresh.replace(disk)
+    return max(size, image_size)
 
 
 async def _is_whole(path: Path, image_format: str) -> bool:

@@ -81,6 +81,7 @@ def test_all_of_it_works_without_root(shared_vm: Vm, theirs: Installation, user:
     owners = {process.username() for process in theirs.processes()}
     assert owners == {USER}
     assert theirs.run("shell", "--", "id", "-un").strip() == USER
+    assert theirs.run("shell", "--", "sudo", "-n", "id", "-un").strip() == "root"
     assert guest.status()["accelerator"]["name"]
     with guest.running("python3", "-m", "http.server", "8383"):
         wait_until(lambda: answers(8383), seconds=30)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 
@@ -205,6 +206,18 @@ def test_the_account_is_there_when_the_agent_is(guest: Guest, tmp_path: Path) ->
     options = dict(zip(arguments[3:-2:2], arguments[4:-2:2], strict=True))
     assert arguments[:3] == ["-R", str(guest.root), "-m"]
     assert options == {"-s": "/bin/sh", "-c": 'A "l" $(touch bad)\'ce', "-d": "/home/x y", "-u": "4321"}
+
+
+def test_the_account_may_use_sudo_from_the_first_moment(guest: Guest, tmp_path: Path) -> None:
+    guest.boot(guest.seed("1.0", Account("hostagent-test")), **fake_useradd(tmp_path))
+    (rights,) = (guest.root / "etc/sudoers.d").iterdir()
+    assert rights.read_text() == "hostagent-test ALL=(ALL) NOPASSWD:ALL\n"
+    assert stat.S_IMODE(rights.stat().st_mode) == 0o440
+
+
+def test_root_needs_no_rights(guest: Guest) -> None:
+    guest.boot(guest.seed("1.0"))
+    assert not (guest.root / "etc/sudoers.d").exists()
 
 
 def test_an_id_that_is_taken_does_not_prevent_the_account(guest: Guest, tmp_path: Path) -> None:

@@ -35,23 +35,23 @@ def virtual_size(disk: Path) -> int:
 
 async def test_a_new_disk_has_the_size_asked_for_and_costs_nothing(tmp_path: Path, image: Image) -> None:
     disk = tmp_path / "disk.qcow2"
-    assert await prepare_disk(disk, image, 20 * GIB) == "new, 20 GiB"
+    assert await prepare_disk(disk, image, 20 * GIB) == (20 * GIB, "new, 20 GiB")
     assert virtual_size(disk) == 20 * GIB
     assert disk.stat().st_size < 2**20
 
 
 async def test_a_disk_is_never_smaller_than_its_image(tmp_path: Path, image: Image) -> None:
     disk = tmp_path / "disk.qcow2"
-    await prepare_disk(disk, image, 1024)
+    assert await prepare_disk(disk, image, 1024) == (GIB, "new, 1 GiB")
     assert virtual_size(disk) == GIB
 
 
 async def test_an_existing_disk_grows_and_never_shrinks(tmp_path: Path, image: Image) -> None:
     disk = tmp_path / "disk.qcow2"
     await prepare_disk(disk, image, 2 * GIB)
-    assert await prepare_disk(disk, image, 3 * GIB) == "enlarged from 2 GiB to 3 GiB"
+    assert await prepare_disk(disk, image, 3 * GIB) == (3 * GIB, "enlarged from 2 GiB to 3 GiB")
     assert virtual_size(disk) == 3 * GIB
-    assert "kept at 3 GiB" in await prepare_disk(disk, image, 2 * GIB)
+    assert await prepare_disk(disk, image, 2 * GIB) == (3 * GIB, "kept at 3 GiB: a disk is never made smaller")
     assert virtual_size(disk) == 3 * GIB
 
 

@@ -132,7 +132,10 @@ def not_running(paths: InstancePaths) -> UserError:
         return UserError(
             f"the host agent of {name!r} is gone, and its guest runs", f"`hostagent up {name}` takes it over"
         )
-    return UserError(f"the instance {name!r} is not running", f"start it with `hostagent up {name}`")
+    return UserError(
+        f"the instance {name!r} is not running",
+        f"start it with `hostagent up {name}`; how it ended is in `hostagent logs {name}`",
+    )
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -76,7 +76,8 @@ def expand(text: str, values: Mapping[str, str], limit: int) -> str:
     """`text` with its variables filled in; raises `ValueError` when one is not known, or the result is too long."""
     for name in _VARIABLE.findall(text):
         if name not in values:
-            raise ValueError(f"the variable {{{{.{name}}}}} has no value here")
+            why = ": the guest chooses the id of a user of another name; say it with user.uid" if name == "UID" else ""
+            raise ValueError(f"the variable {{{{.{name}}}}} has no value here{why}")
     path = _VARIABLE.sub(lambda match: values[match[1]], text)
     if path.startswith("/"):
         path = _without_detours(path)

@@ -55,7 +55,8 @@ def test_ports_of_a_stopped_instance(home: Path) -> None:
     unstarted_instance(home / "box")
     done = run("ports", home=home)
     assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr == b"error: the instance 'box' is not running\nhint: start it with `hostagent up box`\n"
+    hint = b"start it with `hostagent up box`; how it ended is in `hostagent logs box`"
+    assert done.stderr == b"error: the instance 'box' is not running\nhint: " + hint + b"\n"
 
 
 def test_watching_elsewhere_prints_changes(served: ServedInstance, home: Path) -> None:

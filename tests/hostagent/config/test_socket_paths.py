@@ -73,6 +73,11 @@ def test_what_is_no_path_once_the_variables_are_known(text: str, words: str) -> 
         expand(text, VALUES, MAX_GUEST_PATH)
 
 
+def test_an_id_that_the_guest_chooses_has_no_value_yet() -> None:
+    with pytest.raises(ValueError, match=r"say it with user\.uid"):
+        expand("/run/user/{{.UID}}/s", {}, MAX_GUEST_PATH)
+
+
 @given(st.text("/{}. aH", max_size=30))
 def test_a_path_or_a_sentence(text: str) -> None:
     with contextlib.suppress(ValueError):

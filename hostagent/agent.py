@@ -364,7 +364,7 @@ class Agent:
             "directory": str(self._paths.directory),
             "version": self._version,
             "since": self._started,
-            "architecture": plan.architecture,
+            "arch": plan.architecture,
             "cpus": plan.cpus,
             "memory": plan.memory,
             "disk": plan.disk_size,

@@ -209,7 +209,7 @@ class Status(TypedDict):
     directory: str
     version: str
     since: float
-    architecture: str
+    arch: str
     cpus: int
     memory: int
     disk: int

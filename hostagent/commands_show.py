@@ -54,7 +54,6 @@ def status_command(name: str | None, as_json: bool) -> None:
     if as_json:
         print_json(document)
     else:
-        document["arch"] = document.pop("architecture", document["arch"])  # the host agent's word for the same
         print_lines(status_lines(document, time.time(), colour=colour()))
 
 

@@ -246,7 +246,7 @@ def test_a_taken_host_port_is_told_with_its_owner_and_had_when_free(vm: Vm) -> N
 
 def test_status_list_logs_and_events_tell_what_is(vm: Vm) -> None:
     status = vm.status()
-    assert (status["state"], status["architecture"], status["cpus"]) == ("running", "x86_64", 2)
+    assert (status["state"], status["arch"], status["cpus"]) == ("running", "x86_64", 2)
     assert status["guest_agent"]["present"] is True
     assert status["guest_agent"]["version"] == status["guest_agent"]["seed_version"]
     sources = {source["name"]: source for source in status["guest_agent"]["sources"]}

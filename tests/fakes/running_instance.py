@@ -72,7 +72,7 @@ class FakeInstance:
             "directory": "/home/ada/.hostagent/box",
             "version": "1.0",
             "since": 1_700_000_000.0,
-            "architecture": "x86_64",
+            "arch": "x86_64",
             "cpus": 2,
             "memory": 2 << 30,
             "disk": 20 << 30,

@@ -133,7 +133,7 @@ def test_status_of_a_running_and_of_a_stopped_instance(served: ServedInstance, h
     assert [line for line in problems(document, "Instance") if "not documented" not in line] == []
     text = run("status", home=home).stdout.decode()
     assert "accelerator:\n  name: tcg\n  warning: no KVM\n" in text
-    assert ("\narch: x86_64" in text, "architecture" in text) == (True, False)
+    assert "\narch: x86_64\n" in text
     unstarted_instance(home / "old")
     stopped = json.loads(run("status", "old", "--json", home=home).stdout)
     assert (stopped["state"], stopped["directory"]) == ("stopped", str(home / "old"))

@@ -300,7 +300,8 @@ class Agent:
 
     def _now_ready(self) -> None:
         if self._phases.current is Phase.PORTS and not self._power.stopping:
-            self._report(self._phases.end(trio.current_time(), f"{len(self._forwarder.forwards)} ports"))
+            count = len(self._forwarder.forwards)
+            self._report(self._phases.end(trio.current_time(), f"{count} port{'' if count == 1 else 's'}"))
             self._ready = True
             self.events.append("state", state=InstanceState.RUNNING, reason="")
             self._announce({"event": "ready", "name": self._paths.name})

@@ -127,12 +127,11 @@ def complete_configuration(ctx: click.Context, parameter: click.Parameter, incom
     """Instances, templates, configuration files and folders that begin like `incomplete`."""
     from hostagent.config.templates import template_names
 
-    templates = [CompletionItem(name, help="template") for name in template_names() if name.startswith(incomplete)]
-    return [
-        *complete_instance(ctx, parameter, incomplete),
-        *templates,
-        *complete_file(ctx, parameter, incomplete),
-    ]
+    instances = complete_instance(ctx, parameter, incomplete)
+    taken = {item.value for item in instances}
+    names = (name for name in template_names() if name.startswith(incomplete) and name not in taken)
+    templates = [CompletionItem(name, help="template") for name in names]
+    return [*instances, *templates, *complete_file(ctx, parameter, incomplete)]
 
 
 def name_argument(function: _Function) -> _Function:

@@ -82,7 +82,8 @@ def port_lines(ports: Sequence[PortShape], *, width: int | None = None, colour: 
     """The table of forwards; `width` is the terminal's, None for a file."""
     if not ports:
         return ["no ports are open in the guest"]
-    shown = _by_container(ports)
+    # What is not forwarded by intention comes last: it must not push what is off a small screen.
+    shown = sorted(_by_container(ports), key=lambda row: row[0]["state"] == "ignored")
     rows = [
         [
             port["state"],

@@ -14,7 +14,7 @@ from hostagent.api_client import ApiClient
 from hostagent.cli import complete_configuration, complete_instance, help_of, json_option, name_argument
 from hostagent.errors import UserError
 from hostagent.paths import InstancePaths
-from hostagent.terminal_output import can_redraw, colour, print_json, print_lines, width
+from hostagent.terminal_output import can_redraw, colour, print_error, print_json, print_lines, width
 
 if TYPE_CHECKING:
     from hostagent.api_shapes import PortShape
@@ -69,7 +69,13 @@ def down_command(name: str | None, force: bool, as_json: bool) -> None:
     from hostagent.shutdown import down
 
     paths, began = find_instance(name), time.monotonic()
-    needed = down(paths, force=force, show=lambda event: None if as_json else print_lines([f"{event['message']} …"]))
+    try:
+        needed = down(
+            paths, force=force, show=lambda event: None if as_json else print_lines([f"{event['message']} …"])
+        )
+    except KeyboardInterrupt:
+        print_error(f"{paths.name} goes on stopping")
+        raise
     seconds = time.monotonic() - began
     if as_json:
         print_json({"name": paths.name, "stopped_by": needed, "seconds": round(seconds, 3)})

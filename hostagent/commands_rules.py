@@ -71,12 +71,18 @@ def add_rule(
 ) -> None:
     """Let GUEST be found at HOST; the rule decides before all others until the instance is stopped.
 
-    Ends are PORT, FIRST-LAST, ADDRESS:PORT, [ADDRESS]:PORT, localhost:PORT, any:PORT, or the path of a unix socket.
-    HOST is the same port on loopback when it is left out.
+    Ends are PORT, FIRST-LAST, ADDRESS:PORT, [ADDRESS]:PORT, localhost:PORT, or the path of a unix socket; GUEST may be
+    any:PORT too. HOST is the same port on loopback when it is left out. With --ignore, GUEST without an address is the
+    port at any address.
     """
+    if ignore and host is not None:
+        raise click.UsageError("--ignore takes GUEST alone: nothing leads to HOST")
     options = {"proto": proto, "ignore": ignore, "static": static, "wait": wait, "reverse": reverse}
     given = {key: value for key, value in options.items() if value}
-    change = ApiClient(find_instance(name)).add_rule(cast("RuleRequest", rule_request(guest, host) | given))
+    request = rule_request(guest, host) | given
+    if ignore and ":" not in guest and request.keys() & {"guestPort", "guestPortRange"}:
+        request.setdefault("guestIP", "any")  # most programs listen at all addresses, which "127.0.0.1" is not
+    change = ApiClient(find_instance(name)).add_rule(cast("RuleRequest", request))
     if as_json:
         print_json(change)
         return

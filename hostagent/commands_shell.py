@@ -7,6 +7,7 @@ from typing import Final
 import click
 
 from hostagent.cli import help_of, name_argument
+from hostagent.errors import UserError
 
 _SEPARATOR: Final = "--"
 _COMMAND: Final = "hostagent.shell.command"
@@ -46,4 +47,11 @@ def shell_command(ctx: click.Context, name: str | None, user: str, directory: st
     from hostagent.instances import find_instance
     from hostagent.shell_session import run_shell
 
-    return run_shell(find_instance(name), ctx.meta[_COMMAND], user=user, directory=directory, terminal=terminal)
+    command = ctx.meta[_COMMAND]
+    try:
+        paths = find_instance(name)
+    except UserError as exc:
+        if name is None or command:
+            raise
+        raise UserError(exc.message, f"{exc.hint}; for a command: `hostagent shell -- {name}`") from exc
+    return run_shell(paths, command, user=user, directory=directory, terminal=terminal)

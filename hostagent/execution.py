@@ -187,7 +187,9 @@ class GuestExecution(StreamHandler):
 def _refusal_hint(error: str, target: CommandTarget) -> str:
     """What to look at: EINVAL is how the guest says that it has no such user or folder."""
     if error in REFUSAL_STATUS:
-        return "check the command's name"
+        if error == "EACCES":
+            return "see that it may be executed"
+        return "check the command's name; what a shell is to read goes to one: `hostagent shell -- sh -c '...'`"
     if error == "EINVAL":
         return "check the folder and the user" if target.directory else "check the user"
     return "see `hostagent status`"

@@ -144,7 +144,7 @@ _NOT_BY_DEFAULT = ForwardRule(
 _SWITCHED_OFF = ForwardRule(
     text="forwarding is switched off: remove `forwarding: false`", any_address=True, ignore=True
 )
-_NO_RULE = ForwardRule(text="bound to one address that no rule names: add one with guestIP", ignore=True)
+_NO_RULE = ForwardRule(text="no rule names its one address: `hostagent forward add ADDRESS:PORT` does", ignore=True)
 
 
 @dataclass(frozen=True, slots=True)

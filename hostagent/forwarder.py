@@ -359,7 +359,7 @@ class Forwarder:
         if not self._ready.is_set():
             return ForwardState.STALLED, "the guest agent is away: this heals by itself when it is back"
         if isinstance(source, StandingForward) and (missing := self._missing(source)):
-            how = f"wait up to {source.wait:g} s for it" if source.wait else "are refused"
+            how = f"wait up to {source.wait:g} s for it" if source.wait else "are reset"
             return ForwardState.LISTENING, f"{missing}: connections {how}"
         return ForwardState.LISTENING, ""
 

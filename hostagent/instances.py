@@ -53,16 +53,13 @@ def list_instances() -> list[InstanceSummary]:
 
 def _summary(paths: InstancePaths) -> InstanceSummary:
     try:
-        state, pid = _state(paths)
-        plan, error = _plan(paths)
+        state, pid, error = _state(paths)
+        plan, flaw = _plan(paths)
     except OSError as exc:  # somebody else's folder, above all root's
         state, pid, plan, error = InstanceState.BROKEN, None, {}, f"it cannot be looked at: {exc.strerror}"
-    if state is InstanceState.DEGRADED:
-        error = "its host agent is gone, and QEMU runs: `hostagent up` takes it over"
-    elif state is not InstanceState.STOPPED:
-        error = error if state is InstanceState.BROKEN else ""
-    elif plan is None:
-        state = InstanceState.BROKEN
+    else:
+        if state is InstanceState.STOPPED:
+            state, error = (InstanceState.BROKEN if plan is None else state), flaw
     return InstanceSummary(
         name=paths.name,
         state=state,
@@ -94,17 +91,17 @@ def _number(plan: dict[str, object] | None, key: str) -> int:
     return value if isinstance(value, int) else 0
 
 
-def _state(paths: InstancePaths) -> tuple[InstanceState, int | None]:
+def _state(paths: InstancePaths) -> tuple[InstanceState, int | None, str]:
+    """State, the host agent's process, and what is wrong."""
     if is_locked(paths.lock):
         try:
-            return InstanceState(str(ApiClient(paths).status()["state"])), host_agent_pid(paths)
+            status = ApiClient(paths).status()
+            return InstanceState(str(status["state"])), host_agent_pid(paths), str(status.get("reason", ""))
         except (UserError, KeyError, ValueError):  # not ready to answer, or of another version
-            return InstanceState.STARTING, None
+            return InstanceState.STARTING, None, ""
     if is_held(paths.qemu_pid):
-        return InstanceState.DEGRADED, None
-    if is_locked(paths.up_lock):
-        return InstanceState.STARTING, None
-    return InstanceState.STOPPED, None
+        return InstanceState.DEGRADED, None, "its host agent is gone, and QEMU runs: `hostagent up` takes it over"
+    return (InstanceState.STARTING if is_locked(paths.up_lock) else InstanceState.STOPPED), None, ""
 
 
 def find_instance(name: str | None) -> InstancePaths:

@@ -364,7 +364,7 @@ def _kind(wish: StandingForward) -> StreamKind:
 def _missing(reverse: _Reverse) -> str:
     """What is known to be missing on the host."""
     return (
-        f"nobody on the host served {reverse.wish.host} when last tried: connections are refused"
+        f"nobody on the host served {reverse.wish.host} when last tried: connections are reset"
         if reverse.unserved
         else ""
     )

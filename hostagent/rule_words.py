@@ -18,6 +18,8 @@ _END = re.compile(
     r"(?:(?P<address>\[[^\[\]]+\]|[^:/\[\]]+):)?(?P<first>[0-9]{1,5})(?:-(?P<last>[0-9]{1,5}))?|(?P<only>\[[^\[\]]+\]|any|localhost)"
 )
 _LOOPBACK = "localhost"
+_WITH_PROTOCOL = re.compile(r"([^/]*[0-9])/(tcp|udp)")
+_PAIR = re.compile(r"([0-9-]+):([0-9-]+)")
 _HINT = "write PORT, FIRST-LAST, ADDRESS:PORT, [ADDRESS]:PORT for IPv6, or a socket's path with a / in it"
 
 
@@ -30,6 +32,13 @@ def rule_request(guest: str, host: str | None) -> RuleRequest:
 
 
 def _keys(text: str, side: str) -> RuleRequest:
+    # As Docker writes them.
+    if match := _WITH_PROTOCOL.fullmatch(text):
+        raise UserError(f"{text!r} is no end of a forward", f"write {match[1]} --proto {match[2]}")
+    if match := _PAIR.fullmatch(text):
+        raise UserError(
+            f"{text!r} is no end of a forward", f"write the guest's port, then the host's: {match[2]} {match[1]}"
+        )
     if "/" in text or (side == "host" and text.endswith(".sock")):
         return {f"{side}Socket": text}  # type: ignore[misc]  # mypy knows no computed keys
     if (match := _END.fullmatch(text)) is None:

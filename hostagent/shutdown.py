@@ -16,6 +16,7 @@ from hostagent.instance_lock import is_locked, kill_host_agent
 from hostagent.paths import InstancePaths
 from hostagent.phases import Show
 from hostagent.qemu.machine import StopBounds, attach
+from hostagent.qemu.pid_file import is_held
 
 END_BOUND = 10.0
 """Seconds that a host agent whose guest is off may take to end."""
@@ -53,6 +54,11 @@ def down(paths: InstancePaths, *, force: bool, show: Show) -> str:
         return needed
     if is_locked(paths.up_lock):
         raise UserError(f"{paths.name} is being prepared", "wait until it is up, or interrupt that `hostagent up`")
+    if is_held(paths.qemu_pid):
+        show({"event": "notice", "message": f"stopping {paths.name}, whose host agent is gone"})
+        if not force:
+            words = f"its power button is pressed; `hostagent down --force {paths.name}` does not wait for the guest"
+            show({"event": "notice", "message": words})
     return trio.run(_stop_orphan, paths, force)
 
 

@@ -86,7 +86,7 @@ async def _up(request: StartupRequest, phases: ShownPhases, foreground: bool, sh
         async with _prepare_alone(paths, show):
             if is_locked(paths.lock):
                 used.append(paths)
-                _say_running(request, show)
+                _say_running(request, foreground, show)
                 return
             if attach(paths) is not None:
                 show({"event": "notice", "message": f"the QEMU of {paths.name} runs without a host agent: taking over"})
@@ -104,9 +104,10 @@ async def _up(request: StartupRequest, phases: ShownPhases, foreground: bool, sh
             await run_agent(paths, show, ended_by=ENDED_BY)
 
 
-def _say_running(request: StartupRequest, show: Show) -> None:
+def _say_running(request: StartupRequest, foreground: bool, show: Show) -> None:
     paths = request.paths
-    show({"event": "notice", "message": f"{paths.name} is running already"})
+    how = f", in the background: `hostagent down {paths.name}` stops it" if foreground else ""
+    show({"event": "notice", "message": f"{paths.name} is running already{how}"})
     if not request.from_instance and paths.config.read_text(encoding="utf-8") != request.loaded.text:
         message = (
             "it runs with another configuration: `hostagent config reload` with the file changes its forwards, "
@@ -145,6 +146,8 @@ def _folder(paths: InstancePaths, show: Show) -> Iterator[list[InstancePaths]]:
             shutil.rmtree(paths.directory)
             if interrupted:
                 show({"event": "notice", "message": f"nothing is left of {paths.name}"})
+        elif interrupted and not used and not is_locked(paths.up_lock) and not is_locked(paths.lock):
+            show({"event": "notice", "message": f"{paths.name} is stopped"})
 
 
 @asynccontextmanager

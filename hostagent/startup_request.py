@@ -31,12 +31,12 @@ def startup_request(argument: str | None, name: str | None) -> StartupRequest:
     Without an argument: the instance `name`, or the only one there is; the default template where there is none.
     """
     if argument is None:
-        argument = DEFAULT if name else _only_instance()
+        argument = _only_instance() if name is None else DEFAULT
     path = Path(argument)
     if names_a_file(argument):
-        paths = InstancePaths.of(name or _name_from(path))
+        paths = InstancePaths.of(_name_from(path) if name is None else name)
         return StartupRequest(paths, read_config(path), from_instance=False)
-    paths = InstancePaths.of(name or argument)
+    paths = InstancePaths.of(argument if name is None else name)
     if paths.config.exists() and argument in (paths.name, DEFAULT):
         return StartupRequest(paths, read_config(paths.config), from_instance=True)
     if argument in template_names():

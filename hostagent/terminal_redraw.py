@@ -41,7 +41,7 @@ def fitting(lines: Sequence[str], rows: int) -> list[str]:
     if len(lines) <= room:
         return list(lines)
     left_out = len(lines) - room + 1
-    return [*lines[: room - 1], f"... and {left_out} more lines: make the window taller"]
+    return [*lines[: room - 1], f"... and {left_out} more lines in a taller window"]
 
 
 def cut(line: str, columns: int) -> str:

@@ -54,6 +54,7 @@ class FakeInstance:
         plan = read_plan(paths.launch_plan) if paths.launch_plan.exists() else PLAN
         self.rules = LiveRules(paths, plan, self.applied.append)
         self.listed: list[Forward] = [web_forward()]
+        self.state, self.reason = "running", ""
         self.stops: list[bool] = []
         self.stopped = trio.Event()
         self.executions: list[FakeExecution] = []
@@ -67,8 +68,8 @@ class FakeInstance:
     def status(self) -> Status:
         return {
             "name": "box",
-            "state": "running",
-            "reason": "",
+            "state": self.state,
+            "reason": self.reason,
             "directory": "/home/ada/.hostagent/box",
             "version": "1.0",
             "since": 1_700_000_000.0,

@@ -101,6 +101,8 @@ def test_completion_knows_commands_instances_and_templates(home: Path) -> None:
     assert complete(home, "down", "b") == ["plain,barn", "plain,box"]
     assert "plain,debian-12" in complete(home, "up", "deb")
     assert complete(home / "nowhere", "down", "b") == []
+    unstarted_instance(home / "default")
+    assert complete(home, "up", "def") == ["plain,default"], "not once more as a template"
 
 
 def test_completion_knows_files_beside_all_else(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,6 +65,13 @@ def test_ports_as_a_table() -> None:
     ]
 
 
+def test_what_is_ignored_comes_last() -> None:
+    states = (ForwardState.IGNORED, ForwardState.LISTENING, ForwardState.IGNORED, ForwardState.FAILED)
+    ports = [port_shape(web_forward(state, "", 80 + at)) for at, state in enumerate(states)]
+    rows = [line.split()[:2] for line in cli_views.port_lines(ports)[1:]]
+    assert [state for state, _ in rows] == ["listening", "failed", "ignored", "ignored"]
+
+
 def test_a_reverse_forward_says_so() -> None:
     forward = replace(
         web_forward(),

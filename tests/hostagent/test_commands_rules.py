@@ -47,6 +47,21 @@ def test_add_list_and_remove(served: ServedInstance, home: Path) -> None:
     assert [rule.name for rule in served.instance.applied[-1].rules] == ["added.2"]
 
 
+@pytest.mark.parametrize(
+    ("guest", "text"),
+    [("80", "ignore any 80 (any)"), ("80-90", "ignore any 80-90 (any)"), ("localhost:80", "ignore 127.0.0.1 80 (any)")],
+)
+def test_a_port_without_an_address_is_ignored_at_any(served: ServedInstance, home: Path, guest: str, text: str) -> None:
+    assert run("forward", "add", guest, "--ignore", home=home).stdout.decode() == f"added.1: {text}\n"
+
+
+def test_what_is_ignored_leads_nowhere(served: ServedInstance, home: Path) -> None:
+    done = run("forward", "add", "80", "8080", "--ignore", home=home)
+    assert (done.returncode, done.stdout) == (2, b"")
+    assert b"--ignore takes GUEST alone" in done.stderr
+    assert served.instance.applied == []
+
+
 def test_names_of_added_rules_are_completed(served: ServedInstance, home: Path) -> None:
     environment = {"_HOSTAGENT_COMPLETE": "bash_complete", "COMP_WORDS": "hostagent forward remove", "COMP_CWORD": "3"}
     assert run(home=home, env=environment).stdout == b"\n"

@@ -70,7 +70,13 @@ async def test_output_errors_and_status_arrive_apart(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "user", "directory", "hint"),
     [
-        (("/no/such",), USER, "", "check the command's name"),
+        (
+            ("/no/such",),
+            USER,
+            "",
+            "check the command's name; what a shell is to read goes to one: `hostagent shell -- sh -c '...'`",
+        ),
+        (("/etc/passwd",), USER, "", "see that it may be executed"),
         (("true",), USER, "/no/such", "check the folder and the user"),
         (("true",), "no-such-user", "", "check the user"),
     ],

@@ -62,7 +62,7 @@ def test_each_port_goes_where_the_first_matching_rule_says(port: Port, host: str
 
 def test_a_port_that_is_not_forwarded_says_why() -> None:
     port = Port(TCP, "10.1.2.3", 80)
-    assert "guestIP" in str(match(port, BY_DEFAULT.in_order()))
+    assert "hostagent forward add ADDRESS:PORT" in str(match(port, BY_DEFAULT.in_order()))
 
 
 def test_the_ssh_server_is_forwarded_when_a_rule_names_it_alone_and_not_by_a_range() -> None:

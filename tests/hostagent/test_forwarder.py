@@ -231,7 +231,7 @@ async def test_a_privileged_port_says_how_it_would_be_allowed(tmp_path: Path) ->
         (Port(Protocol.TCP, "0.0.0.0", 22), "ssh"),
         (Port(Protocol.UDP, "0.0.0.0", 5_353), "mDNS"),
         (Port(Protocol.UDP, "0.0.0.0", 40_000), "clients"),
-        (Port(Protocol.TCP, "192.168.5.15", 8_000), "guestIP"),
+        (Port(Protocol.TCP, "192.168.5.15", 8_000), "hostagent forward add ADDRESS:PORT"),
     ],
 )
 async def test_an_ignored_port_says_why(tmp_path: Path, port: Port, word: str) -> None:

@@ -86,7 +86,7 @@ async def test_a_socket_of_the_guest_at_a_path_of_the_host(tmp_path: Path) -> No
             assert outside.stat().st_mode & 0o777 == 0o600
             assert forward.reason == ""
             assert await refused(await trio.open_unix_socket(outside))
-            assert forward.reason == f"no program in the guest served {inside} when last tried: connections are refused"
+            assert forward.reason == f"no program in the guest served {inside} when last tried: connections are reset"
             with server(inside) as program:
                 await exchange(await trio.open_unix_socket(outside), program)
                 assert (forward.state, forward.reason) == (LISTENING, "")

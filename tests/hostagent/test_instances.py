@@ -115,6 +115,14 @@ def test_a_running_one_has_its_host_agents_pid() -> None:
     assert (summary.state, summary.pid) == (InstanceState.RUNNING, os.getpid())
 
 
+def test_one_whose_guest_agent_is_away_says_so_and_not_that_its_host_agent_is() -> None:
+    paths = instance_folder("web")
+    with served_in_thread(paths.api_socket) as served, held_lock(paths):
+        served.instance.state, served.instance.reason = "degraded", "the guest agent is away"
+        (summary,) = list_instances()
+    assert (summary.state, summary.error) == (InstanceState.DEGRADED, "the guest agent is away")
+
+
 def test_a_qemu_without_its_host_agent() -> None:
     paths = instance_folder("web")
     with hold_pid_file(paths.qemu_pid) as pid_file:

@@ -174,7 +174,7 @@ async def test_a_service_that_is_not_there_refuses(ends: Ends, tmp_path: Path) -
             with trio.fail_after(BOUND), contextlib.suppress(ConnectionResetError):
                 assert await client.recv(1) == b""
         await eventually(lambda: (forward.traffic.connections, forward.traffic.connections_refused) == (0, 1))
-        assert forward.reason == f"nobody on the host served {ends.wish.host} when last tried: connections are refused"
+        assert forward.reason == f"nobody on the host served {ends.wish.host} when last tried: connections are reset"
         assert here.told[-1] == (str(ends.wish.guest), ForwardState.LISTENING, True)
         with ends.serve_again():
             await exchange(ends)

@@ -28,6 +28,7 @@ from hostagent.rule_words import rule_request
         ("[::1]", None, {"guestIP": "::1"}),
         ("/run/docker.sock", "docker.sock", {"guestSocket": "/run/docker.sock", "hostSocket": "docker.sock"}),
         ("{{.Home}}/a", "/tmp/a:b", {"guestSocket": "{{.Home}}/a", "hostSocket": "/tmp/a:b"}),
+        ("/run/8080/udp", None, {"guestSocket": "/run/8080/udp"}),
         ("99999", None, {"guestPort": 99999}),  # what may stand there is for the schema to say
     ],
 )
@@ -39,6 +40,16 @@ def test_each_form(guest: str, host: str | None, request_: dict[str, object]) ->
 def test_what_is_no_end(text: str) -> None:
     with pytest.raises(UserError, match="no end of a forward"):
         rule_request(text, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "hint"),
+    [("8080/udp", "write 8080 --proto udp"), ("8080:80", "write the guest's port, then the host's: 80 8080")],
+)
+def test_as_docker_writes_them(text: str, hint: str) -> None:
+    with pytest.raises(UserError, match="no end of a forward") as caught:
+        rule_request(text, None)
+    assert caught.value.hint == hint
 
 
 @given(st.text(max_size=20))

@@ -48,7 +48,10 @@ async def test_a_running_instance(paths: InstancePaths, force: bool, step: str) 
 @pytest.mark.parametrize(("force", "step"), [(False, "power button"), (True, "quit")])
 async def test_a_qemu_without_its_host_agent(paths: InstancePaths, force: bool, step: str) -> None:
     async with living_qemu(paths) as qemu:
-        assert await take_down(paths, force=force) == (step, [])
+        found, shown = await take_down(paths, force=force)
+        assert (found, shown[0]) == (step, "stopping web, whose host agent is gone")
+        pressed = ["its power button is pressed; `hostagent down --force web` does not wait for the guest"]
+        assert shown[1:] == ([] if force else pressed)
         await qemu.process.wait()
 
 

@@ -55,10 +55,12 @@ class Shown:
         return [str(line["phase"]) for line in self.lines if line.get("state") == "done"]
 
 
-async def bring_up(shown: Callable[[dict[str, object]], None], argument: str = "web.yaml") -> InstancePaths:
+async def bring_up(
+    shown: Callable[[dict[str, object]], None], argument: str = "web.yaml", *, foreground: bool = False
+) -> InstancePaths:
     """`up` runs trio by itself, so here it gets a thread."""
     with trio.fail_after(BOUND):
-        return await trio.to_thread.run_sync(partial(up, argument, name=None, foreground=False, show=shown))
+        return await trio.to_thread.run_sync(partial(up, argument, name=None, foreground=foreground, show=shown))
 
 
 async def let_end(qemu: LivingQemu, paths: InstancePaths) -> None:
@@ -101,6 +103,11 @@ async def test_what_runs_is_left_alone(paths: InstancePaths) -> None:
         changed = Shown()
         await bring_up(changed)
         assert "another configuration" in changed.messages("warning")[0]
+        in_the_foreground = Shown()
+        await bring_up(in_the_foreground, "web", foreground=True)
+        assert in_the_foreground.messages("notice") == [
+            "web is running already, in the background: `hostagent down web` stops it"
+        ]
         by_name = Shown()
         await bring_up(by_name, "web")
         assert by_name.messages("warning") == []
@@ -185,6 +192,20 @@ def test_an_interrupted_one_leaves_no_trace(paths: InstancePaths, monkeypatch: p
     assert list(paths.directory.parent.iterdir()) == []
     assert shown.messages("notice") == ["nothing is left of web"]
     assert "failed" not in str(shown.lines)
+
+
+def test_an_interrupted_one_that_was_there_before_is_said_to_be_stopped(
+    paths: InstancePaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(startup, "prepare", interrupt)
+    instance()
+    shown = Shown()
+    with suppress(KeyboardInterrupt, BaseExceptionGroup):
+        up("web", name=None, foreground=False, show=shown)
+    assert shown.messages("notice") == ["web is stopped"]
 
 
 def test_an_interrupt_is_not_lost_wherever_it_comes(paths: InstancePaths, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,13 @@ def test_nothing_at_all_is_the_default_template() -> None:
     assert not request.paths.directory.exists(), "asking creates nothing"
 
 
+@pytest.mark.parametrize("argument", [None, "default", "web.yaml"])
+def test_an_empty_name_is_none(tmp_path: Path, argument: str | None) -> None:
+    (tmp_path / "web.yaml").write_text(CONFIG)
+    with pytest.raises(UserError, match="'' is not a usable instance name"):
+        startup_request(argument, "")
+
+
 def test_nothing_is_the_only_instance() -> None:
     instance("web")
     request = startup_request(None, None)

@@ -15,7 +15,7 @@ from hostagent.cli_views import instance_lines, port_change_lines, port_lines, s
 from hostagent.errors import UserError
 from hostagent.instances import find_instance, list_instances
 from hostagent.lifecycle import InstanceState
-from hostagent.terminal_output import can_redraw, colour, print_json, print_lines, width
+from hostagent.terminal_output import can_redraw, colour, print_error, print_json, print_lines, width
 from hostagent.terminal_redraw import redrawn_lines
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ def status_command(name: str | None, as_json: bool) -> None:
 @json_option
 def ports_command(name: str | None, watch: bool, as_json: bool) -> None:
     """Run `hostagent ports`."""
-    client = ApiClient(find_instance(name))
+    paths = find_instance(name)
+    client = ApiClient(paths)
     if not watch:
         ports = client.ports()
         if as_json:
@@ -79,6 +80,7 @@ def ports_command(name: str | None, watch: bool, as_json: bool) -> None:
         _redraw(listings)
     else:
         _print_changes(listings)
+    print_error(f"{paths.name} is off")
 
 
 def _print_changes(listings: Iterable[list[PortShape]]) -> None:

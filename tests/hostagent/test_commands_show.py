@@ -85,6 +85,8 @@ def test_watching_as_json_is_a_listing_a_line(served: ServedInstance, home: Path
         assert json.loads(process.stdout.readline())["ports"][0]["state"] == "conflict"
         served.end()
         assert process.wait(BOUND) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == b"box is off\n"
 
 
 def test_watching_on_a_terminal_redraws_in_place(served: ServedInstance, home: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from urllib.parse import quote
 
 from hostagent.errors import UserError
+from hostagent.instance_lock import is_locked
 from hostagent.paths import InstancePaths
 from hostagent.qemu.pid_file import is_held
 
@@ -126,8 +127,10 @@ class ApiClient:
 
 
 def not_running(paths: InstancePaths) -> UserError:
-    """The error for an instance without a host agent."""
+    """The error for an instance without a host agent that can be asked."""
     name = paths.name
+    if is_locked(paths.lock):  # it lives a moment longer than it can be asked, at both ends
+        return UserError(f"the host agent of {name!r} is starting or ending", "try again in a moment")
     if is_held(paths.qemu_pid):
         return UserError(
             f"the host agent of {name!r} is gone, and its guest runs", f"`hostagent up {name}` takes it over"

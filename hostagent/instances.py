@@ -96,7 +96,9 @@ def _state(paths: InstancePaths) -> tuple[InstanceState, int | None, str]:
     if is_locked(paths.lock):
         try:
             status = ApiClient(paths).status()
-            return InstanceState(str(status["state"])), host_agent_pid(paths), str(status.get("reason", ""))
+            state = InstanceState(str(status["state"]))
+            wrong = str(status["reason"]) or ("its guest agent is away" if state is InstanceState.DEGRADED else "")
+            return state, host_agent_pid(paths), wrong
         except (UserError, KeyError, ValueError):  # not ready to answer, or of another version
             return InstanceState.STARTING, None, ""
     if is_held(paths.qemu_pid):

@@ -12,6 +12,7 @@ import pytest
 from hostagent import api_client
 from hostagent.api_client import ApiClient
 from hostagent.errors import UserError
+from hostagent.instance_lock import try_lock
 from hostagent.paths import InstancePaths
 from hostagent.qemu.pid_file import hold_pid_file
 from tests.fakes.running_instance import web_forward
@@ -87,6 +88,11 @@ def test_recorded_events_after_an_id(served: ServedInstance, paths: InstancePath
 
 def test_no_agent(paths: InstancePaths) -> None:
     with pytest.raises(UserError, match="is not running"):
+        ApiClient(paths).status()
+
+
+def test_a_host_agent_that_cannot_be_asked_yet_is_not_called_gone(paths: InstancePaths) -> None:
+    with try_lock(paths.lock), hold_pid_file(paths.qemu_pid), pytest.raises(UserError, match="is starting or ending"):
         ApiClient(paths).status()
 
 

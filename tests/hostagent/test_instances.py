@@ -115,12 +115,13 @@ def test_a_running_one_has_its_host_agents_pid() -> None:
     assert (summary.state, summary.pid) == (InstanceState.RUNNING, os.getpid())
 
 
-def test_one_whose_guest_agent_is_away_says_so_and_not_that_its_host_agent_is() -> None:
+@pytest.mark.parametrize(("reason", "error"), [("", "its guest agent is away"), ("it hangs", "it hangs")])
+def test_one_whose_guest_agent_is_away_says_so_and_not_that_its_host_agent_is(reason: str, error: str) -> None:
     paths = instance_folder("web")
     with served_in_thread(paths.api_socket) as served, held_lock(paths):
-        served.instance.state, served.instance.reason = "degraded", "the guest agent is away"
+        served.instance.state, served.instance.reason = "degraded", reason
         (summary,) = list_instances()
-    assert (summary.state, summary.error) == (InstanceState.DEGRADED, "the guest agent is away")
+    assert (summary.state, summary.error) == (InstanceState.DEGRADED, error)
 
 
 def test_a_qemu_without_its_host_agent() -> None:

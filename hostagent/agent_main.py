@@ -15,7 +15,8 @@ import logging
 import resource
 import signal
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from functools import partial
 from importlib import metadata
 
@@ -26,7 +27,7 @@ from hostagent.errors import UserError
 from hostagent.instance_lock import held_lock
 from hostagent.launch_plan import read_plan
 from hostagent.paths import InstancePaths
-from hostagent.terminal_output import close_output
+from hostagent.terminal_output import OutputClosedError, close_output
 
 DESCRIPTORS = 65_536
 """Open files that this process wants: both listeners of every port that a guest may have, every stream, and then some.
@@ -44,7 +45,8 @@ async def run_agent(
     _raise_descriptor_limit()
     agent = Agent(paths, plan, metadata.version("hostagent"), announce)
     async with trio.open_nursery() as nursery:
-        await nursery.start(_stop_on_signal, agent, ended_by)
+        stopping: dict[str, object] = {"event": "notice", "message": f"stopping {paths.name}"}
+        await nursery.start(_stop_on_signal, agent, ended_by, partial(announce, stopping))
         # What start-up made lives as long as the process: the collector need not look at it again.
         gc.collect()
         gc.freeze()
@@ -60,15 +62,22 @@ def _raise_descriptor_limit() -> None:
 
 
 async def _stop_on_signal(
-    agent: Agent, ended_by: Collection[int], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    agent: Agent,
+    ended_by: Collection[int],
+    say: Callable[[], None],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     with trio.open_signal_receiver(*ended_by) as signals:
         task_status.started()
         async with trio.open_nursery() as stops:
             asked = False
-            async for _ in signals:
+            async for number in signals:
                 # Whoever asks twice does not want to wait for the guest.
                 stops.start_soon(partial(agent.stop, force=asked or not agent.ready))
+                if number == signal.SIGINT and not asked:  # after others there may be no terminal to write to
+                    with suppress(OutputClosedError):  # Ctrl-C also ends what the output is piped to
+                        say()
                 asked = True
 
 

@@ -14,7 +14,7 @@ from hostagent.api_client import ApiClient
 from hostagent.cli import complete_configuration, complete_instance, help_of, json_option, name_argument
 from hostagent.errors import UserError
 from hostagent.paths import InstancePaths
-from hostagent.terminal_output import can_redraw, colour, print_error, print_json, print_lines, width
+from hostagent.terminal_output import can_redraw, colour, print_json, print_lines, width
 
 if TYPE_CHECKING:
     from hostagent.api_shapes import PortShape
@@ -69,13 +69,7 @@ def down_command(name: str | None, force: bool, as_json: bool) -> None:
     from hostagent.shutdown import down
 
     paths, began = find_instance(name), time.monotonic()
-    try:
-        needed = down(
-            paths, force=force, show=lambda event: None if as_json else print_lines([f"{event['message']} …"])
-        )
-    except KeyboardInterrupt:
-        print_error(f"{paths.name} goes on stopping")
-        raise
+    needed = down(paths, force=force, show=lambda event: None if as_json else print_lines([f"{event['message']} …"]))
     seconds = time.monotonic() - began
     if as_json:
         print_json({"name": paths.name, "stopped_by": needed, "seconds": round(seconds, 3)})
@@ -91,10 +85,11 @@ def down_command(name: str | None, force: bool, as_json: bool) -> None:
 @click.option("-f", "--force", is_flag=True, help="Do not ask, and end the instance if it runs.")
 def delete_command(name: str, yes: bool, force: bool) -> int | None:
     """Run `hostagent delete`."""
-    from hostagent.instances import delete_instance, find_instance
+    from hostagent.instances import delete_instance, find_instance, require_stopped
 
     paths = find_instance(name)
     if not (yes or force):
+        require_stopped(paths)
         if not sys.stdin.isatty():
             raise UserError("deleting needs a confirmation", f"run `hostagent delete --yes {paths.name}`")
         if not click.confirm(f"Delete {paths.name} and everything on its disk?"):

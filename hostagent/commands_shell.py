@@ -53,5 +53,5 @@ def shell_command(ctx: click.Context, name: str | None, user: str, directory: st
     except UserError as exc:
         if name is None or command:
             raise
-        raise UserError(exc.message, f"{exc.hint}; for a command: `hostagent shell -- {name}`") from exc
+        raise UserError(exc.message, f"{exc.hint}; for a command: `hostagent shell [NAME] -- {name}`") from exc
     return run_shell(paths, command, user=user, directory=directory, terminal=terminal)

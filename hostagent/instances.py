@@ -124,17 +124,26 @@ def find_instance(name: str | None) -> InstancePaths:
     return paths
 
 
+def require_stopped(paths: InstancePaths) -> None:
+    """Raise `UserError` when the instance runs, which only `delete_instance` with `force` removes."""
+    if runs(paths):
+        raise UserError(f"{paths.name} is running", f"`hostagent down {paths.name}` first, or delete it with --force")
+
+
+def runs(paths: InstancePaths) -> bool:
+    """Whether there is a host agent or a QEMU."""
+    return is_locked(paths.lock) or is_held(paths.qemu_pid)
+
+
 def delete_instance(paths: InstancePaths, *, force: bool) -> None:
     """Remove the instance and its disk. One that runs is only removed with `force`, which ends it first."""
     if paths.directory.is_symlink():
         raise UserError(
             f"{paths.directory} is a link to {paths.directory.resolve()}", "remove the link and that folder yourself"
         )
-    if is_locked(paths.lock) or is_held(paths.qemu_pid):
-        if not force:
-            raise UserError(
-                f"{paths.name} is running", f"`hostagent down {paths.name}` first, or delete it with --force"
-            )
+    if not force:
+        require_stopped(paths)
+    elif runs(paths):
         from hostagent.shutdown import UP_BOUND, down, wait_for  # of this path only, since they cost trio's import
 
         down(paths, force=True, show=lambda _: None)

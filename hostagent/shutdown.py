@@ -15,8 +15,7 @@ from hostagent.errors import UserError
 from hostagent.instance_lock import is_locked, kill_host_agent
 from hostagent.paths import InstancePaths
 from hostagent.phases import Show
-from hostagent.qemu.machine import StopBounds, attach
-from hostagent.qemu.pid_file import is_held
+from hostagent.qemu.machine import Machine, StopBounds, attach
 
 END_BOUND = 10.0
 """Seconds that a host agent whose guest is off may take to end."""
@@ -36,36 +35,61 @@ _INTERVAL = 0.01
 def down(paths: InstancePaths, *, force: bool, show: Show) -> str:
     """End the instance; returns what was needed, "not running" when it did not run. Raises `UserError`."""
     if is_locked(paths.lock):
-        show({"event": "notice", "message": f"stopping {paths.name}"})
+        _say(show, f"stopping {paths.name}")
         wait_for(lambda: _answers(paths) or not is_locked(paths.lock), API_BOUND)
         try:
             if force:
                 ApiClient(paths).status()  # one that hangs shows at once that it does
-            with _told_what_is_waited_for(paths, show):
+            goes_on = f"{paths.name} goes on stopping"
+            with _told_if_interrupted(goes_on, show), _told_what_is_waited_for(paths, show):
                 needed = ApiClient(paths).stop(force=force)
             # It answers before it ends, and until then `up` would say that it runs.
             wait_for(lambda: not is_locked(paths.lock), END_BOUND)
         except UserError:
             if not force:
                 raise
-            show({"event": "notice", "message": f"the host agent of {paths.name} does not answer: killing it"})
+            _say(show, f"the host agent of {paths.name} does not answer: killing it")
             kill_host_agent(paths)
-            needed = trio.run(_stop_orphan, paths, force)
+            needed = trio.run(_stop_orphan, attach(paths), force)
         return needed
     if is_locked(paths.up_lock):
         raise UserError(f"{paths.name} is being prepared", "wait until it is up, or interrupt that `hostagent up`")
-    if is_held(paths.qemu_pid):
-        show({"event": "notice", "message": f"stopping {paths.name}, whose host agent is gone"})
-        if not force:
-            words = f"its power button is pressed; `hostagent down --force {paths.name}` does not wait for the guest"
-            show({"event": "notice", "message": words})
-    return trio.run(_stop_orphan, paths, force)
+    if (machine := attach(paths)) is None:
+        return "not running"
+    _say(show, f"stopping {paths.name}")
+    if force:
+        return trio.run(_stop_orphan, machine, force)
+    _say(
+        show,
+        f"the host agent of {paths.name} is gone: pressing the guest's power button; "
+        f"`hostagent down --force {paths.name}` does not wait for that",
+    )
+    with _told_if_interrupted(f"{paths.name} goes off only if its guest has taken notice of the power button", show):
+        return trio.run(_stop_orphan, machine, force)
+
+
+def _say(show: Show, message: str) -> None:
+    show({"event": "notice", "message": message})
+
+
+@contextmanager
+def _told_if_interrupted(words: str, show: Show) -> Iterator[None]:
+    """Tell whoever interrupts the block what becomes of the instance, which was asked to stop: nothing takes that back.
+
+    trio may pack the interrupt into a group, where whatever else is in it speaks for itself.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, BaseExceptionGroup) as exc:
+        if isinstance(exc, KeyboardInterrupt) or exc.subgroup(KeyboardInterrupt):
+            _say(show, words)
+        raise
 
 
 @contextmanager
 def _told_what_is_waited_for(paths: InstancePaths, show: Show) -> Iterator[None]:
     words = f"the guest is ending its programs; `hostagent down --force {paths.name}` does not wait for that"
-    timer = threading.Timer(PATIENCE, show, [{"event": "notice", "message": words}])
+    timer = threading.Timer(PATIENCE, _say, [show, words])
     timer.start()
     try:
         yield
@@ -87,9 +111,8 @@ def wait_for(condition: Callable[[], bool], bound: float) -> None:
         time.sleep(_INTERVAL)
 
 
-async def _stop_orphan(paths: InstancePaths, force: bool) -> str:
+async def _stop_orphan(machine: Machine | None, force: bool) -> str:
     """End a QEMU whose host agent has died."""
-    machine = attach(paths)
     if machine is None:
         return "not running"
     return str(await machine.stop(bounds=StopBounds(power_button=0) if force else None))

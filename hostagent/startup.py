@@ -106,7 +106,7 @@ async def _up(request: StartupRequest, phases: ShownPhases, foreground: bool, sh
 
 def _say_running(request: StartupRequest, foreground: bool, show: Show) -> None:
     paths = request.paths
-    how = f", in the background: `hostagent down {paths.name}` stops it" if foreground else ""
+    how = f", in the background or another terminal: `hostagent down {paths.name}` stops it" if foreground else ""
     show({"event": "notice", "message": f"{paths.name} is running already{how}"})
     if not request.from_instance and paths.config.read_text(encoding="utf-8") != request.loaded.text:
         message = (
@@ -146,7 +146,9 @@ def _folder(paths: InstancePaths, show: Show) -> Iterator[list[InstancePaths]]:
             shutil.rmtree(paths.directory)
             if interrupted:
                 show({"event": "notice", "message": f"nothing is left of {paths.name}"})
-        elif interrupted and not used and not is_locked(paths.up_lock) and not is_locked(paths.lock):
+        elif (
+            interrupted and not used and not any(map(is_locked, (paths.up_lock, paths.lock))) and attach(paths) is None
+        ):
             show({"event": "notice", "message": f"{paths.name} is stopped"})
 
 

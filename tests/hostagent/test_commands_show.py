@@ -54,9 +54,8 @@ def test_ports_as_text_and_as_json(served: ServedInstance, home: Path) -> None:
 def test_a_command_without_its_dashes_is_no_instance(home: Path) -> None:
     unstarted_instance(home / "box")
     done = run("shell", "ls", home=home)
-    assert done.stderr == (
-        b"error: there is no instance 'ls'\nhint: the instances are: box; for a command: `hostagent shell -- ls`\n"
-    )
+    hint = b"the instances are: box; for a command: `hostagent shell [NAME] -- ls`"
+    assert done.stderr == b"error: there is no instance 'ls'\nhint: " + hint + b"\n"
 
 
 def test_ports_of_a_stopped_instance(home: Path) -> None:

@@ -202,6 +202,28 @@ async def test_the_answer_to_stop_leaves_although_the_agent_ends(instance: FakeI
     assert not await trio.Path(path).exists()
 
 
+async def test_a_stop_goes_on_although_its_client_leaves(
+    instance: FakeInstance, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, may_end, ended = trio.Event(), trio.Event(), trio.Event()
+
+    async def stop(*, force: bool) -> str:
+        begun.set()
+        await may_end.wait()
+        ended.set()
+        return "power button"
+
+    monkeypatch.setattr(instance, "stop", stop)
+    async with served(instance, path):
+        async with await trio.open_unix_socket(path) as stream:
+            await Http(stream).request("POST", "/v1/stop")
+            await begun.wait()
+        await trio.testing.wait_all_tasks_blocked(0.05)  # the server has read the end
+        may_end.set()
+        with trio.fail_after(10):
+            await ended.wait()
+
+
 @pytest.mark.parametrize(
     ("method", "target", "status"),
     [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -12,10 +13,12 @@ import trio
 
 from hostagent import shutdown
 from hostagent.agent_process import start_agent
+from hostagent.api_client import ApiClient
 from hostagent.errors import UserError
 from hostagent.instance_lock import is_locked, try_lock
 from hostagent.paths import InstancePaths
 from hostagent.shutdown import down
+from tests.fakes.command_line import running
 from tests.fakes.connected_channel import BOUND, eventually
 from tests.fakes.instance_folder import instance_folder
 from tests.fakes.living_qemu import living_qemu
@@ -48,11 +51,46 @@ async def test_a_running_instance(paths: InstancePaths, force: bool, step: str) 
 @pytest.mark.parametrize(("force", "step"), [(False, "power button"), (True, "quit")])
 async def test_a_qemu_without_its_host_agent(paths: InstancePaths, force: bool, step: str) -> None:
     async with living_qemu(paths) as qemu:
-        found, shown = await take_down(paths, force=force)
-        assert (found, shown[0]) == (step, "stopping web, whose host agent is gone")
-        pressed = ["its power button is pressed; `hostagent down --force web` does not wait for the guest"]
-        assert shown[1:] == ([] if force else pressed)
+        needed, (stopping, *more) = await take_down(paths, force=force)
+        assert (needed, stopping) == (step, "stopping web")
+        if force:
+            assert more == []
+        else:
+            (why,) = map(str, more)
+            assert why.startswith("the host agent of web is gone: pressing the guest's power button")
+            assert "`hostagent down --force web`" in why
         await qemu.process.wait()
+
+
+async def interrupted_down(paths: InstancePaths, when: Callable[[], bool]) -> str:
+    """The last line that `hostagent down web` prints when it is interrupted as soon as `when` holds."""
+    with running("down", "web", home=paths.directory.parent) as process:
+        await eventually(when)
+        process.send_signal(signal.SIGINT)
+        with trio.fail_after(BOUND):
+            output, _ = await trio.to_thread.run_sync(process.communicate)
+        assert process.returncode == 130
+    return str(output.decode().splitlines()[-1])
+
+
+async def test_an_interrupted_one_says_that_the_instance_goes_on_stopping(paths: InstancePaths) -> None:
+    def stopping() -> bool:
+        return str(ApiClient(paths).status()["state"]) == "stopping"
+
+    async with living_qemu(paths) as qemu:
+        qemu.obeys.clear()
+        await start_agent(paths, lambda _: None)
+        assert await interrupted_down(paths, stopping) == "web goes on stopping …"
+        assert stopping()
+        qemu.process.kill()
+        await eventually(lambda: not is_locked(paths.lock))
+
+
+async def test_an_interrupted_one_without_a_host_agent_promises_nothing(paths: InstancePaths) -> None:
+    async with living_qemu(paths) as qemu:
+        qemu.obeys.clear()
+        last = await interrupted_down(paths, lambda: "system_powerdown" in qemu.commands)
+        assert last == "web goes off only if its guest has taken notice of the power button …"
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import IO, NoReturn
 
 import pytest
 import trio
@@ -106,7 +106,7 @@ async def test_what_runs_is_left_alone(paths: InstancePaths) -> None:
         in_the_foreground = Shown()
         await bring_up(in_the_foreground, "web", foreground=True)
         assert in_the_foreground.messages("notice") == [
-            "web is running already, in the background: `hostagent down web` stops it"
+            "web is running already, in the background or another terminal: `hostagent down web` stops it"
         ]
         by_name = Shown()
         await bring_up(by_name, "web")
@@ -318,6 +318,22 @@ async def test_a_signal_ends_a_boot_with_all_its_processes(paths: InstancePaths,
             assert b"Traceback" not in process.stderr.read()
         await qemu.process.wait()
     assert not is_locked(paths.lock)
+
+
+async def test_ctrl_c_in_the_foreground_is_answered_at_once(paths: InstancePaths) -> None:
+    instance()
+    async with living_qemu(paths) as qemu:
+        with command(paths, "--foreground") as process:
+            assert process.stdout is not None
+            await trio.to_thread.run_sync(_read_until, process.stdout, {"event": "ready", "name": "web"})
+            process.send_signal(signal.SIGINT)
+            await trio.to_thread.run_sync(_read_until, process.stdout, {"event": "notice", "message": "stopping web"})
+            assert await exit_status(process) == 0
+        await qemu.process.wait()
+
+
+def _read_until(output: IO[bytes], wanted: dict[str, str]) -> None:
+    assert any(json.loads(line) == wanted for line in output), f"it did not say {wanted}"
 
 
 async def test_in_the_foreground_there_is_no_moment_without_a_lock(paths: InstancePaths) -> None:

@@ -18,8 +18,9 @@ _END = re.compile(
     r"(?:(?P<address>\[[^\[\]]+\]|[^:/\[\]]+):)?(?P<first>[0-9]{1,5})(?:-(?P<last>[0-9]{1,5}))?|(?P<only>\[[^\[\]]+\]|any|localhost)"
 )
 _LOOPBACK = "localhost"
-_WITH_PROTOCOL = re.compile(r"([^/]*[0-9])/(tcp|udp)")
-_PAIR = re.compile(r"([0-9-]+):([0-9-]+)")
+_AS_DOCKER = re.compile(  # HOST:GUEST/PROTOCOL
+    r"(?:(?P<host>[0-9-]+):)?(?P<guest>[0-9-]+)(?:/(?P<protocol>tcp|udp))?"
+)
 _HINT = "write PORT, FIRST-LAST, ADDRESS:PORT, [ADDRESS]:PORT for IPv6, or a socket's path with a / in it"
 
 
@@ -32,19 +33,19 @@ def rule_request(guest: str, host: str | None) -> RuleRequest:
 
 
 def _keys(text: str, side: str) -> RuleRequest:
-    # As Docker writes them.
-    if match := _WITH_PROTOCOL.fullmatch(text):
-        raise UserError(f"{text!r} is no end of a forward", f"write {match[1]} --proto {match[2]}")
-    if match := _PAIR.fullmatch(text):
-        raise UserError(
-            f"{text!r} is no end of a forward", f"write the guest's port, then the host's: {match[2]} {match[1]}"
-        )
+    if (docker := _AS_DOCKER.fullmatch(text)) and (docker["host"] or docker["protocol"]):
+        ends = " ".join(filter(None, (docker["guest"], docker["host"])))
+        protocol = f" --proto {docker['protocol']}" if docker["protocol"] else ""
+        hint = f"the guest's port comes first, and the protocol is an option: {ends}{protocol}"
+        raise UserError(f"{text!r} is no end of a forward", hint)
     if "/" in text or (side == "host" and text.endswith(".sock")):
         return {f"{side}Socket": text}  # type: ignore[misc]  # mypy knows no computed keys
     if (match := _END.fullmatch(text)) is None:
         raise UserError(f"{text!r} is no end of a forward", _HINT)
     keys: dict[str, object] = {}
     address = match["address"] or match["only"]
+    if address == "any" and side == "host":
+        raise UserError("'any' is an address of the guest only", "0.0.0.0 is every address of the host")
     if address and address.lower() != _LOOPBACK:
         keys[f"{side}IP"] = address.strip("[]")
         if address == "0.0.0.0" and side == "guest":  # noqa: S104  (words, nothing is bound)

@@ -44,12 +44,17 @@ def test_what_is_no_end(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "hint"),
-    [("8080/udp", "write 8080 --proto udp"), ("8080:80", "write the guest's port, then the host's: 80 8080")],
+    [("8080/udp", "8080 --proto udp"), ("8080:80", "80 8080"), ("1-9:11-19/tcp", "11-19 1-9 --proto tcp")],
 )
 def test_as_docker_writes_them(text: str, hint: str) -> None:
     with pytest.raises(UserError, match="no end of a forward") as caught:
         rule_request(text, None)
-    assert caught.value.hint == hint
+    assert caught.value.hint.endswith(f": {hint}")
+
+
+def test_any_is_no_address_of_the_host() -> None:
+    with pytest.raises(UserError, match="of the guest only"):
+        rule_request("80", "any:8080")
 
 
 @given(st.text(max_size=20))

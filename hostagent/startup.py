@@ -24,7 +24,7 @@ from hostagent.agent_process import start_agent
 from hostagent.config.resolved import dump_resolved
 from hostagent.errors import EndedBySignalError, UserError
 from hostagent.instance_lock import held_lock, is_locked, try_lock
-from hostagent.instances import is_instance
+from hostagent.instances import is_instance, runs
 from hostagent.launch_plan import write_plan
 from hostagent.lifecycle import Phase
 from hostagent.paths import InstancePaths, cache, home
@@ -146,9 +146,7 @@ def _folder(paths: InstancePaths, show: Show) -> Iterator[list[InstancePaths]]:
             shutil.rmtree(paths.directory)
             if interrupted:
                 show({"event": "notice", "message": f"nothing is left of {paths.name}"})
-        elif (
-            interrupted and not used and not any(map(is_locked, (paths.up_lock, paths.lock))) and attach(paths) is None
-        ):
+        elif interrupted and not used and not is_locked(paths.up_lock) and not runs(paths):
             show({"event": "notice", "message": f"{paths.name} is stopped"})
 
 

@@ -19,6 +19,7 @@ from hostagent.image_cache import Image
 from hostagent.images import ImageSource, obtain_image
 from hostagent.paths import InstancePaths
 from hostagent.phases import ShownPhases
+from hostagent.qemu.disks import GONE_HINT
 
 
 async def image_of_disk(
@@ -59,10 +60,7 @@ def _recorded(paths: InstancePaths, sources: Sequence[ImageSource], phases: Show
         )
     for path in filter(None, (image.kernel, image.initrd)):
         if not path.exists():
-            raise UserError(
-                f"what {paths.name} boots with has gone: {path}",
-                "bring it back as it was, or delete the instance: a disk on another image would be damaged",
-            )
+            raise UserError(f"what {paths.name} boots with has gone: {path}", GONE_HINT)
     if before != _as_json(sources):
         phases.warn(
             f"{paths.name} keeps the image that its disk was made from ({image.origin}): "

@@ -57,9 +57,8 @@ def _summary(paths: InstancePaths) -> InstanceSummary:
         plan, flaw = _plan(paths)
     except OSError as exc:  # somebody else's folder, above all root's
         state, pid, plan, error = InstanceState.BROKEN, None, {}, f"it cannot be looked at: {exc.strerror}"
-    else:
-        if state is InstanceState.STOPPED:
-            state, error = (InstanceState.BROKEN if plan is None else state), flaw
+    if state is InstanceState.STOPPED:
+        state, error = (InstanceState.BROKEN if plan is None else state), flaw
     return InstanceSummary(
         name=paths.name,
         state=state,

@@ -22,6 +22,9 @@ from hostagent.qemu.programs import find_program
 ROOM_TO_START = 256 * 2**20
 """Bytes that must be free where the disk is: less than a first boot writes, and a full disk stops the guest."""
 
+GONE_HINT = "bring it back as it was, or delete the instance: a disk on another image would be damaged"
+"""What to do when a file of the image that a disk is made from has gone."""
+
 _LEAKS_ONLY = 3
 """Of `qemu-img check` (qemu-img(1)): clusters are leaked, no data is affected."""
 
@@ -45,7 +48,7 @@ async def prepare_disk(disk: Path, image: Image, size: int) -> tuple[int, str]:
     if isinstance(backing, str) and not Path(backing).exists():
         raise UserError(
             f"the image that {disk} is made from has gone: {backing}",
-            "bring it back as it was, or delete the instance: a disk on another image would be damaged",
+            GONE_HINT,
         )
     if isinstance(backing, str) and not await _is_whole(Path(backing), str(found.get("backing-filename-format"))):
         again = image.again if Path(backing) == image.disk else f"delete {backing}"

@@ -97,7 +97,7 @@ def test_all_of_it_works_without_root(shared_vm: Vm, theirs: Installation, user:
             assert port is not None
             assert port["state"] == "conflict"
             assert theirs.document("down")["stopped_by"] == "guest agent"
-            wait_until(lambda: (shared_vm.port(8383) or {}).get("state") == "listening", seconds=30)
+            wait_until(lambda: (shared_vm.port(8383) or {}).get("state") == "listening", seconds=10)
             assert answers(8383)
 
 

@@ -17,9 +17,8 @@ from tests.e2e.shared_guest import SharedGuest
 
 pytestmark = pytest.mark.tiny_guest
 
-SOON = 10.0
-"""Seconds within which a port appears or vanishes even on a busy machine: far less than the safety tick's 60. The
-figures are in tests/perf."""
+SOON = 2.0
+"""Seconds within which a port appears or vanishes even on a busy machine; the figures are in tests/perf."""
 
 NUMBERS = iter(range(20_000, 26_000))
 

@@ -189,7 +189,7 @@ async def test_a_host_port_that_is_taken_is_had_as_soon_as_it_is_free(tmp_path: 
             process.communicate()
             began = trio.current_time()
             await seen.sees(lambda forwards: not forwards[0].reason)
-            assert trio.current_time() - began <= 3.0  # 1 s is promised, on a machine that has time for it
+            assert trio.current_time() - began <= 1.0
         assert not is_free(protocol, number)
 
 

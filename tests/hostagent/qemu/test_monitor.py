@@ -94,7 +94,7 @@ async def test_every_wait_ends_with_the_connection(tmp_path: Path, last: bytes) 
             await monitor.execute("query-status")
         ended += 1
 
-    with trio.fail_after(30):
+    with trio.fail_after(5):
         async with connected(tmp_path / "s") as (server, monitor):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(ask, monitor)
